@@ -1,0 +1,1 @@
+"""Prompt sets, recording, observers, smoothing and quantised graphs."""

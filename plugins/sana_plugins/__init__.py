@@ -1,0 +1,1 @@
+"""Triton kernels, the custom ONNX operator and the TensorRT plugins."""

@@ -1,0 +1,1 @@
+"""The light runtime: bundle, sessions, solvers and pipeline, with no PyTorch anywhere."""

@@ -1,0 +1,1 @@
+"""ONNX export, graph passes, engines, packing, reports and the command line."""
