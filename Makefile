@@ -1,0 +1,44 @@
+# Two commands for a newcomer: `make demo` paints a picture, `make test` proves the rest.
+# Each makes its own .venv on a machine that has only Python 3.10 or later.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+INPUTS := pyproject.toml setup.py constraints.txt
+
+.PHONY: demo test lint types tests gpu clean
+
+demo: .venv/.build
+	$(BIN)/sana-export build --precision int8 --output out/nano
+	$(BIN)/sana-export generate "a red circle above a blue square" --bundle out/nano --output out/demo.png
+
+test: lint types tests
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev
+	$(BIN)/mypy
+
+tests: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
+
+gpu: .venv/.dev
+	$(BIN)/pytest -m gpu
+	$(BIN)/python bench/gpu_kernels.py
+
+clean:
+	rm -rf .venv out build dist *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.build: .venv/bin/python $(INPUTS)
+	$(PIP) --editable ".[build]"
+	touch $@
+
+.venv/.dev: .venv/bin/python $(INPUTS)
+	$(PIP) --editable ".[dev]"
+	touch $@ .venv/.build
