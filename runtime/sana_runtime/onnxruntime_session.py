@@ -1,0 +1,89 @@
+"""Graphs through onnxruntime: portable, and the way to its GPU providers."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from sana_runtime.errors import BackendError, MemoryLimitError
+from sana_runtime.session import Arrays, Device, Interrupted, SessionOptions, contiguous
+
+__all__ = ["OnnxruntimeSession"]
+
+PROVIDERS = {
+    Device.ONNXRUNTIME: "CPUExecutionProvider",
+    Device.CUDA: "CUDAExecutionProvider",
+    Device.DIRECTML: "DmlExecutionProvider",
+    Device.WEBGPU: "WebGpuExecutionProvider",
+}
+PACKAGES = {Device.CUDA: "onnxruntime-gpu", Device.DIRECTML: "onnxruntime-directml", Device.WEBGPU: "onnxruntime-webgpu"}
+
+# It joins MatMul and Add before it looks for quantised products, so every INT8 layer with a bias would run in float.
+HARMFUL_OPTIMIZERS = ["MatMulAddFusion"]
+
+
+def _session_options(options: SessionOptions) -> ort.SessionOptions:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = options.threads
+    settings.enable_mem_pattern = False  # shapes change from call to call
+    return settings
+
+
+class OnnxruntimeSession:
+    """One graph on one provider, never silently on another."""
+
+    def __init__(self, graph: Path, device: Device, options: SessionOptions) -> None:
+        provider = PROVIDERS[device]
+        if provider not in ort.get_available_providers():
+            raise BackendError(
+                f"{device.value}: this onnxruntime has no {provider}; "
+                f"install {PACKAGES[device]} in an environment of its own, or choose --device cpu"
+            )
+        try:
+            self._session = ort.InferenceSession(
+                graph,
+                _session_options(options),
+                providers=[provider],
+                disabled_optimizers=HARMFUL_OPTIMIZERS,
+                enable_fallback=0,
+            )
+        except Exception as error:  # onnxruntime has no public base class for its errors
+            raise _translated(error, f"{graph.name}: onnxruntime does not load it") from error
+        if self._session.get_providers()[0] != provider:
+            raise BackendError(f"{device.value}: {provider} does not start here; choose --device cpu")
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._run_options: ort.RunOptions | None = None
+        self._lock = threading.Lock()
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Every output by name; raises `Interrupted` when `interrupt` was called meanwhile."""
+        options = ort.RunOptions()
+        with self._lock:
+            self._run_options = options
+        try:
+            return dict(zip(self._outputs, self._session.run(self._outputs, contiguous(feeds), options), strict=True))
+        except Exception as error:  # onnxruntime has no public base class for its errors
+            if options.terminate:
+                raise Interrupted("the run was cancelled") from None
+            raise _translated(error, "onnxruntime stopped") from error
+        finally:
+            with self._lock:
+                self._run_options = None
+
+    def interrupt(self) -> None:
+        """Stop the run that is under way, from any thread; does nothing when none is."""
+        with self._lock:
+            if self._run_options is not None:
+                self._run_options.terminate = True
+
+
+def _translated(error: Exception, what: str) -> BackendError | MemoryLimitError:
+    """One line out of onnxruntime's message."""
+    why = " ".join(str(error).split())
+    if "alloc" in why.lower() or isinstance(error, MemoryError):
+        return MemoryLimitError(f"{what}: not enough memory ({why}); try a smaller size or fewer pictures")
+    return BackendError(f"{what}: {why}")

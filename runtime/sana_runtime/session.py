@@ -1,0 +1,66 @@
+"""What the pipeline asks of an engine library: run a graph, and be interrupted while it runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sana_runtime.errors import SanaError
+
+__all__ = ["Arrays", "Device", "Interrupted", "Session", "SessionOptions", "contiguous", "open_session"]
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Interrupted(SanaError):
+    """A run was stopped by `Session.interrupt`."""
+
+    exit_code = 130
+
+
+class Session(Protocol):
+    """One graph, loaded and ready; one run at a time."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Every output by name; raises `Interrupted` when `interrupt` was called meanwhile."""
+
+    def interrupt(self) -> None:
+        """Stop the run that is under way, from any thread; does nothing when none is."""
+
+
+class Device(str, Enum):
+    """Who runs a graph."""
+
+    CPU = "cpu"  # OpenVINO, the fast one
+    ONNXRUNTIME = "onnxruntime"
+    CUDA = "cuda"
+    DIRECTML = "directml"
+    WEBGPU = "webgpu"
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a graph is run."""
+
+    half_products: bool = False  # bf16 matrix products are allowed: the part is 16-bit float by its manifest
+    threads: int = 0  # 0: the library chooses
+
+
+def open_session(graph: Path, device: Device, options: SessionOptions) -> Session:
+    """Load `graph` with the one library that runs it on `device`."""
+    if device is Device.CPU:
+        from sana_runtime.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(graph, options)
+    from sana_runtime.onnxruntime_session import OnnxruntimeSession
+
+    return OnnxruntimeSession(graph, device, options)
+
+
+def contiguous(feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+    """The feeds as engine libraries take them."""
+    return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
