@@ -19,7 +19,11 @@ PROVIDERS = {
     Device.DIRECTML: "DmlExecutionProvider",
     Device.WEBGPU: "WebGpuExecutionProvider",
 }
-PACKAGES = {Device.CUDA: "onnxruntime-gpu", Device.DIRECTML: "onnxruntime-directml", Device.WEBGPU: "onnxruntime-webgpu"}
+PACKAGES = {
+    Device.CUDA: "onnxruntime-gpu",
+    Device.DIRECTML: "onnxruntime-directml",
+    Device.WEBGPU: "onnxruntime-webgpu",
+}
 
 # It joins MatMul and Add before it looks for quantised products, so every INT8 layer with a bias would run in float.
 HARMFUL_OPTIMIZERS = ["MatMulAddFusion"]
