@@ -196,6 +196,20 @@ def test_bfloat16_errs_no_more_than_transformers_does():
 
 
 @torch.no_grad()
+def test_bfloat16_embeddings_are_scaled_by_the_rounded_factor():
+    config = replace(SMALL, dim=52)  # √52 is not a bfloat16
+    entered: list[Tensor] = []
+    ours, model = (model.to(torch.bfloat16) for model in pair(config))
+    for layers in (ours.layers, model.layers):
+        layers[0].register_forward_pre_hook(
+            lambda _, args, kwargs: entered.append([*args, *kwargs.values()][0]), with_kwargs=True
+        )
+    ours.prefix(range(97))
+    model(torch.arange(97)[None])
+    assert torch.equal(*entered)
+
+
+@torch.no_grad()
 def test_one_export_serves_every_batch_and_length():
     ours, _ = pair(SMALL)
     prefix = ours.prefix([2, 5, 6, 7])
