@@ -13,6 +13,7 @@ from sana_reference.autoencoder_blocks import (
     ResidualBlock,
     Upsample,
     average_groups,
+    convolve_doubled,
     repeat_groups,
 )
 from sana_reference.config import AutoencoderConfig
@@ -40,7 +41,8 @@ class Encoder(nn.Module):
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
-        return self.head(x) + average_groups(x, self.latent_channels)
+        latent: Tensor = self.head(x)
+        return latent + average_groups(x, self.latent_channels)
 
 
 class Decoder(nn.Module):
@@ -55,7 +57,7 @@ class Decoder(nn.Module):
         for i, depth in enumerate(depths):
             up = [Upsample(config.channels[i + 1], config.channels[i])] if i < last and depth else []
             self.stages.append(nn.Sequential(*up, *_blocks(config, i, depth)))
-        self.head_scale = 1.0 if depths[0] else 2.0
+        self.doubles = not depths[0]
         self.norm = ChannelNorm(_width(config, depths))
         self.head = nn.Conv2d(_width(config, depths), 3, 3, padding=1)
 
@@ -64,7 +66,7 @@ class Decoder(nn.Module):
         for stage in reversed(self.stages):
             x = stage(x)
         x = F.relu(self.norm(x))
-        pixels: Tensor = self.head(F.interpolate(x, scale_factor=self.head_scale, mode="nearest"))
+        pixels: Tensor = F.pixel_shuffle(convolve_doubled(x, self.head), 2) if self.doubles else self.head(x)
         return pixels
 
 

@@ -1,8 +1,8 @@
 """The blocks a DC-AE is made of: residual, attention, down and up.
 
-Everything stays (B, C, H, W). A 1×1 convolution is a Conv2d here, not a Linear: its neighbours are spatial convolutions,
-so a Linear would need a transpose on both sides, and nothing in the autoencoder is quantised.
-In `torch.channels_last` memory the 1×1 convolution is the same matrix product, and the token views cost no copy.
+Everything stays (B, C, H, W). A 1×1 convolution is kept as a Linear but applied as a convolution, since its neighbours
+are spatial convolutions and would pay for a transpose on either side; nothing in the autoencoder is quantised.
+In `torch.channels_last` memory it is the same matrix product, and the token views cost no copy.
 """
 
 import torch
@@ -16,8 +16,16 @@ __all__ = [
     "ResidualBlock",
     "Upsample",
     "average_groups",
+    "convolve_doubled",
     "repeat_groups",
 ]
+
+
+class PixelLinear(nn.Linear):
+    """A Linear over the channels of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
 
 
 class ChannelNorm(nn.Module):
@@ -30,10 +38,10 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (p.float()[:, None, None] for p in (self.weight, self.bias))
         wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + self.eps)
-        return torch.addcmul(bias, wide * scale, weight).to(x.dtype)
+        normed = wide * torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + self.eps)
+        weight, bias = (parameter.float()[:, None, None] for parameter in (self.weight, self.bias))
+        return torch.addcmul(bias, normed, weight).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -61,18 +69,19 @@ class MultiscaleAttention(nn.Module):
         super().__init__()
         self.head_dim = head_dim
         wide = 3 * channels
-        self.qkv = nn.Conv2d(channels, wide, 1, bias=False)
+        self.qkv = PixelLinear(channels, wide, bias=False)
         self.neighbours = nn.Conv2d(wide, wide, kernel, padding=kernel // 2, groups=wide, bias=False)
         self.neighbour_heads = nn.Conv2d(wide, wide, 1, groups=wide // head_dim, bias=False)
-        self.out = nn.Conv2d(2 * channels, channels, 1, bias=False)
+        self.out = PixelLinear(2 * channels, channels, bias=False)
         self.norm = ChannelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         near = self.qkv(x)
         both = torch.cat([near, self.neighbour_heads(self.neighbours(near))], dim=1)  # (B, 6C, H, W)
-        query, key, value = both.float().unflatten(1, (-1, 3, self.head_dim)).flatten(-2).unbind(2)  # (B, heads, D, N)
-        mixed = relu_linear_attention(query, key, value)
-        inner: Tensor = self.norm(self.out(mixed.flatten(1, 2).unflatten(2, x.shape[2:]).to(x.dtype)))
+        heads = torch.unflatten(both.float(), 1, (-1, 3, self.head_dim))
+        query, key, value = heads.flatten(-2).unbind(2)  # each (B, 2C / D, D, H·W)
+        mixed = relu_linear_attention(query, key, value).reshape(x.shape[0], -1, *x.shape[2:])  # (B, 2C, H, W)
+        inner: Tensor = self.norm(self.out(mixed.to(x.dtype)))
         return x + inner
 
 
@@ -89,9 +98,9 @@ class GatedFeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         wide = 8 * channels  # four times for the value, four for its gate
-        self.expand = nn.Conv2d(channels, wide, 1)
+        self.expand = PixelLinear(channels, wide)
         self.depthwise = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
-        self.contract = nn.Conv2d(wide // 2, channels, 1, bias=False)
+        self.contract = PixelLinear(wide // 2, channels, bias=False)
         self.norm = ChannelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,31 +123,53 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size: a strided convolution beside a shortcut that keeps every pixel's mean."""
+    """Half the size: a strided convolution beside a shortcut of averaged pixels."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, out_channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) + average_groups(F.pixel_unshuffle(x, 2), self.conv.out_channels)
+        small: Tensor = self.conv(x)
+        return small + average_groups(F.pixel_unshuffle(x, 2), self.conv.out_channels)
 
 
 class Upsample(nn.Module):
-    """Twice the size: nearest pixels and a convolution beside a shortcut that deals channels out to pixels."""
+    """Twice the size: a convolution of the doubled pixels beside a shortcut that deals channels out to pixels."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = F.pixel_shuffle(repeat_groups(x, 4 * self.conv.out_channels), 2)
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")) + shortcut
+        phases = convolve_doubled(x, self.conv)
+        return F.pixel_shuffle(phases + repeat_groups(x, phases.shape[1]), 2)
+
+
+def convolve_doubled(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3×3 convolution of nearest-doubled pixels, as the four phases (B, 4·O, H, W) that pixel_shuffle interleaves.
+
+    Each phase sees a pixel twice wherever doubling would have repeated it, so adding up kernel columns and rows leaves
+    2×2 kernels on the small picture: 4/9 of the products, and the doubled picture is never made.
+    """
+    height, width = x.shape[2:]
+    phases = [
+        F.conv2d(x, column, conv.bias, padding=1)[:, :, i : i + height, j : j + width]
+        for i, row in enumerate(_halves(conv.weight, 2))
+        for j, column in enumerate(_halves(row, 3))
+    ]
+    return torch.stack(phases, dim=2).flatten(1, 2)
+
+
+def _halves(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """A kernel of three as the two kernels of two that the even and the odd pixels see."""
+    before, at, after = torch.split(kernel, 1, dim)
+    return torch.cat([before, at + after], dim), torch.cat([before + at, after], dim)
 
 
 def average_groups(x: Tensor, channels: int) -> Tensor:
     """Mean of neighbouring channels, so that `channels` remain."""
-    return x.unflatten(1, (channels, -1)).mean(dim=2)
+    return torch.unflatten(x, 1, (channels, -1)).mean(dim=2)
 
 
 def repeat_groups(x: Tensor, channels: int) -> Tensor:
