@@ -1,0 +1,158 @@
+"""The whole way from a prompt to pictures, inside somebody's app."""
+
+import threading
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sana_runtime.bundle import Bundle, open_bundle
+from sana_runtime.conditioning import Conditioner
+from sana_runtime.errors import UsageError
+from sana_runtime.guidance import Guidance
+from sana_runtime.memory import available_memory, fits_together
+from sana_runtime.painting import Painting
+from sana_runtime.parts import Parts
+from sana_runtime.picture import Picture, Recipe
+from sana_runtime.progress import OnStep, StepEvent
+from sana_runtime.request import Request
+from sana_runtime.session import Device, Session, SessionOptions, open_session
+from sana_runtime.solver import make_solver
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline:
+    """Paints pictures from one bundle. Safe to call from several threads: they take turns."""
+
+    def __init__(self, bundle: Bundle, parts: Parts, device: str) -> None:
+        self._bundle = bundle
+        self._parts = parts
+        self._device = device
+        self._conditioner = Conditioner(parts.run, bundle.tokenizer(), bundle.prompt_rules())
+        self._signatures = {name: part.signature for name, part in bundle.manifest.parts.items()}
+        self._turn = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str | Path, *, device: str | Mapping[str, str] = "auto", threads: int = 0) -> "Pipeline":
+        """Open a bundle; `device` is auto, a device's name, or names by part (the others are auto)."""
+        bundle = open_bundle(Path(path))
+        devices = _devices(bundle, device)
+
+        def load(name: str) -> Session:
+            half = bundle.manifest.parts[name].precision in ("bf16", "fp16")
+            return open_session(bundle.graph(name), devices[name], SessionOptions(half_products=half, threads=threads))
+
+        together = fits_together(bundle.size, available_memory())
+        names = sorted({chosen.value for chosen in devices.values()})
+        return cls(bundle, Parts(load, together=together), "+".join(names))
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        negative: str = "",
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1000.0),
+        seed: int = 42,
+        solver: str | None = None,
+        count: int = 1,
+        latents: NDArray[np.float32] | None = None,
+        image: NDArray[np.uint8] | None = None,
+        strength: float = 0.6,
+        on_step: OnStep | None = None,
+    ) -> Picture | list[Picture]:
+        """One picture, or a list of them when `count` is above 1; what is left out is the bundle's own default.
+
+        Picture i of several is the single picture of `seed` + i. `size` is (height, width); `latents` is unit noise
+        (count, channels, h, w) in place of the seed's. With an `image` (H, W, 3) the last `strength` of the steps
+        repaint it. `on_step` is called after every step and may return True to stop, which raises Interrupted.
+        """
+        usual = self._bundle.manifest.defaults
+        name = solver or usual.solver
+        request = Request(
+            prompt=prompt,
+            negative=negative,
+            size=size or (image.shape[:2] if image is not None else usual.size),  # type: ignore[arg-type]
+            guidance=Guidance(usual.guidance if guidance is None else guidance, guidance_interval),
+            seed=seed,
+            solver=make_solver(name, usual.steps if steps is None else steps, None if name == "scm" else usual.shift),
+            count=count,
+            latents=latents,
+            image=image,
+            strength=strength,
+        )
+        request.check(self._signatures["transformer"].inputs[0])
+        with self._turn:
+            self._parts.resume()
+            pictures = self._paint(request, on_step)
+        return pictures if count > 1 else pictures[0]
+
+    def cancel(self) -> None:
+        """Stop the painting that is under way, from any thread: its call raises Interrupted within a step."""
+        self._parts.interrupt()
+
+    def close(self) -> None:
+        """Unload everything; the pipeline may be used again, and then loads again."""
+        with self._turn:
+            self._parts.drop(keep=None)
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _paint(self, request: Request, on_step: OnStep | None) -> list[Picture]:
+        painting = Painting(self._parts.run, self._signatures, request, self._bundle.manifest.preview, on_step)
+        positive = self._conditioner.prompt(request.prompt)
+        guided = request.guidance.scale > 1 and not self._takes_guidance
+        negative = self._conditioner.negative(request.negative) if guided else None
+        painting.report(StepEvent("text", 1, 1, 0.0))
+        pixels = painting.decode(painting.denoise(positive, negative))
+        return [Picture(each, self._recipe(request, i)) for i, each in enumerate(pixels)]
+
+    @property
+    def _takes_guidance(self) -> bool:
+        """Whether the transformer itself is told the guidance, as Sprint's is."""
+        return any(spec.name == "guidance" for spec in self._signatures["transformer"].inputs)
+
+    def _recipe(self, request: Request, index: int) -> Recipe:
+        return Recipe(
+            prompt=request.prompt,
+            negative=request.negative,
+            seed=request.seed + index,
+            steps=len(request.solver.timesteps),
+            guidance=request.guidance.scale,
+            size=request.size,
+            solver=request.solver.name,
+            bundle=self._bundle.digest,
+            device=self._device,
+            version=version("sana-export"),
+        )
+
+
+def _devices(bundle: Bundle, device: str | Mapping[str, str]) -> dict[str, Device]:
+    """Who runs each part."""
+    wanted = device if isinstance(device, Mapping) else dict.fromkeys(bundle.manifest.parts, device)
+    unknown = set(wanted) - set(bundle.manifest.parts)
+    if unknown:
+        raise UsageError(f"device for {', '.join(sorted(unknown))}: this bundle has {', '.join(bundle.manifest.parts)}")
+    return {name: _device(wanted.get(name, "auto")) for name in bundle.manifest.parts}
+
+
+def _device(name: str) -> Device:
+    if name == "auto":
+        return Device.CPU
+    try:
+        return Device(name)
+    except ValueError:
+        known = ", ".join(["auto", *(device.value for device in Device)])
+        raise UsageError(f"{name}: not a device; choose from {known}") from None
