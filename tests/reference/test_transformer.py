@@ -11,11 +11,9 @@ from typing import NamedTuple
 import pytest
 import torch
 from diffusers import SanaTransformer2DModel
-from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from sana_reference.attention import relu_linear_attention
 from sana_reference.config import PRESETS, SanaConfig
 from sana_reference.initialise import initialise
-from sana_reference.positions import GridPositions
 from sana_reference.renames import Row
 from sana_reference.renames import transformer as renames
 from sana_reference.transformer import SanaTransformer
@@ -300,20 +298,6 @@ def test_a_model_made_on_the_meta_device_knows_its_frequencies_once_loaded() -> 
     assert torch.equal(ask(model, inputs), ask(original, inputs))
 
 
-@pytest.mark.parametrize(("base", "scale"), [(64, 1.0), (128, 2.0)], ids=["2k", "4k"])
-@pytest.mark.parametrize("size", [(64, 64), (128, 128), (48, 80), (37, 1)], ids=str)
-def test_positions_equal_diffusers_table(base: int, scale: float, size: tuple[int, int]) -> None:
-    expected = get_2d_sincos_pos_embed(1152, size, base_size=base, interpolation_scale=scale, output_type="pt")
-    torch.testing.assert_close(GridPositions(1152, base, scale)(*size), expected.float(), atol=5e-6, rtol=0)
-
-
-def test_positions_tell_a_row_from_a_column() -> None:
-    wide, tall = GridPositions(16, 8, 1.0)(2, 3), GridPositions(16, 8, 1.0)(3, 2)
-    swapped = tall.unflatten(0, (3, 2)).transpose(0, 1).flatten(0, 1).roll(8, dims=1)
-    assert torch.equal(wide, swapped)
-    assert not torch.equal(wide, tall)
-
-
 def test_whole_timesteps_are_taken_by_truncation() -> None:
     model, inputs = random_model(TINY), draw_inputs(TINY, 0, (2, 4, 4, 3))
     at = {t: ask(model, inputs._replace(timestep=torch.full((2,), t))) for t in (500.0, 500.9, 501.0)}
@@ -339,23 +323,6 @@ def test_masked_text_changes_nothing() -> None:
 def test_the_text_is_projected_once_for_every_block() -> None:
     model = random_model(TINY)
     assert model.caption(torch.randn(3, 5, TINY.text_dim)).shape == (TINY.depth, 2, 3, 5, TINY.dim)
-
-
-def test_linear_attention_equals_attention_written_out() -> None:
-    q, k, v = torch.randn(3, 2, 11, 4, 8, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
-    scores = torch.einsum("bnhd,bmhd->bhnm", q.relu(), k.relu()).double()
-    expected = torch.einsum("bhnm,bmhd->bnhd", scores / scores.sum(-1, keepdim=True), v.double())
-    assert difference(relu_linear_attention(q, k, v), expected) <= 1e-5
-
-
-def test_linear_attention_of_a_query_that_sees_nothing_is_zero_even_in_fp16() -> None:
-    q, k, v = -torch.ones(1, 5, 2, 8), torch.ones(1, 5, 2, 8), torch.ones(1, 5, 2, 8)
-    assert torch.equal(relu_linear_attention(q.half(), k.half(), v.half()), torch.zeros(1, 5, 2, 8).half())
-
-
-def test_linear_attention_sums_beyond_the_range_of_fp16() -> None:
-    x = torch.full((1, 4096, 1, 8), 100.0, dtype=torch.float16)
-    assert torch.equal(relu_linear_attention(x, x, x), x)
 
 
 def test_any_function_can_compute_the_linear_attention() -> None:
