@@ -1,0 +1,87 @@
+"""Build graphs with TensorRT-RTX in a process of its own: the first logger a process makes is its logger for good.
+
+Runs as a program, too: jobs as JSON on standard input, one JSON answer a line on standard output.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One graph, the architecture to build it for, and its inputs' smallest, usual and largest shapes."""
+
+    graph: str
+    architecture: str
+    profiles: dict[str, Shapes]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What came of a job: the size of the engine in bytes, 0 if there is none, and the errors."""
+
+    engine_bytes: int
+    errors: list[str]
+
+
+def build_all(jobs: list[Job]) -> list[Build]:
+    """Build every job, or skip the test where TensorRT-RTX is not installed."""
+    if find_spec("tensorrt_rtx") is None:
+        pytest.skip("tensorrt-rtx is not installed; pip install sana-export[rtx]")
+    done = subprocess.run(
+        [sys.executable, Path(__file__)],
+        input=json.dumps([asdict(job) for job in jobs]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [Build(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def _serve() -> None:
+    import tensorrt_rtx as trt
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(message)
+
+    log = Log()
+    for job in json.load(sys.stdin):
+        log.errors.clear()
+        engine = _build(trt, log, Job(**job))
+        print(json.dumps(asdict(Build(engine.nbytes if engine else 0, log.errors))), flush=True)
+
+
+def _build(trt: Any, log: Any, job: Job) -> Any:
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(job.graph):
+        return None
+    settings = builder.create_builder_config()
+    settings.num_compute_capabilities = 1
+    settings.set_compute_capability(getattr(trt.ComputeCapability, job.architecture), 0)
+    profile = builder.create_optimization_profile()
+    for name, shapes in job.profiles.items():
+        profile.set_shape(name, *shapes)
+    settings.add_optimization_profile(profile)
+    return builder.build_serialized_network(network, settings)
+
+
+if __name__ == "__main__":
+    _serve()
