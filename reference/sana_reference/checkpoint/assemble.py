@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sana_reference.checkpoint.sources import Shape, TensorSource
 from sana_reference.renames import Row
 
-__all__ = ["Naming", "assemble", "problems"]
+__all__ = ["Naming", "assemble", "problems", "refuse"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Module = TypeVar("Module", bound=nn.Module)
@@ -35,10 +35,7 @@ def assemble(module: Module, naming: Naming, source: TensorSource, dtype: torch.
     """
     shapes = _shapes(module)
     plan = _plan(shapes, naming.rows, source)
-    found = _problems(shapes, plan, naming, source)
-    if found:
-        more = f" (and {len(found) - 1} more like it)" if len(found) > 1 else ""
-        raise CheckpointError(f"{what}: {found[0]}{more}; use files and a preset that belong together")
+    refuse(_problems(shapes, plan, naming, source), what)
     tensors = {ours: _join(shapes[ours], theirs, source, dtype) for ours, theirs in plan.items()}
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.requires_grad_(False).eval()
@@ -48,6 +45,13 @@ def problems(module: nn.Module, naming: Naming, source: TensorSource) -> list[st
     """What keeps `source` from filling `module`; nothing when it fits."""
     shapes = _shapes(module)
     return _problems(shapes, _plan(shapes, naming.rows, source), naming, source)
+
+
+def refuse(found: Sequence[str], what: str) -> None:
+    """Raise for the first of the problems found, and count the others."""
+    if found:
+        more = f" (and {len(found) - 1} more like it)" if len(found) > 1 else ""
+        raise CheckpointError(f"{what}: {found[0]}{more}; use files and a preset that belong together")
 
 
 def _shapes(module: nn.Module) -> dict[str, Shape]:

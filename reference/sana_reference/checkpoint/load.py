@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from sana_runtime.errors import CheckpointError, UsageError
+from sana_runtime.solver import FlowEuler
 
 from sana_reference.autoencoder import Autoencoder
 from sana_reference.checkpoint import hub
@@ -12,7 +13,9 @@ from sana_reference.checkpoint.defaults import SolverDefaults, defaults_of_prese
 from sana_reference.checkpoint.fields import Fields
 from sana_reference.checkpoint.licence import Licence, read_licence
 from sana_reference.checkpoint.parts import (
-    Part,
+    AutoencoderPart,
+    TextPart,
+    TransformerPart,
     autoencoder_in_file,
     autoencoder_in_folder,
     text_encoder_in_folder,
@@ -28,6 +31,7 @@ __all__ = ["Checkpoint", "load_checkpoint"]
 
 NANO = Path(__file__).parents[1] / "nano" / "weights"
 PIPELINES = ("SanaPipeline", "SanaPAGPipeline", "SanaSprintPipeline", "SanaSprintImg2ImgPipeline")
+NOT_SIZES = ("name", "flow_shift", "integer_timesteps")
 FILES = (*PICKLES, ".safetensors")
 
 
@@ -39,24 +43,24 @@ class Checkpoint:
     solver: SolverDefaults
     licence: Licence
     revision: str | None  # the commit on the hub, where it is known
-    transformer_part: Part[SanaConfig]
-    autoencoder_part: Part[AutoencoderConfig] | None = None
-    text_part: Part[TextConfig] | None = None
+    transformer_part: TransformerPart
+    autoencoder_part: AutoencoderPart | None = None
+    text_part: TextPart | None = None
     tokenizer_file: Path | None = None
 
     def transformer(self, dtype: torch.dtype = torch.float32) -> SanaTransformer:
         """The transformer, read now."""
-        return self.transformer_part.build(SanaTransformer, dtype)
+        return self.transformer_part.build(dtype)
 
     def autoencoder(self, dtype: torch.dtype = torch.float32) -> Autoencoder:
         """The autoencoder, read now."""
-        return self._autoencoder_part().build(Autoencoder, dtype)
+        return self._autoencoder_part().build(dtype)
 
     def text_encoder(self, dtype: torch.dtype = torch.float32) -> TextEncoder:
         """The text encoder, read now; Gemma-2 overflows in float16."""
         if dtype == torch.float16:
             raise UsageError("the text encoder overflows in float16; ask for torch.bfloat16 or torch.float32")
-        return self._text_part().build(TextEncoder, dtype)
+        return self._text_part().build(dtype)
 
     @property
     def config(self) -> SanaConfig:
@@ -80,12 +84,12 @@ class Checkpoint:
             raise self._lacks("text encoder", "text_encoder")
         return self.tokenizer_file
 
-    def _autoencoder_part(self) -> Part[AutoencoderConfig]:
+    def _autoencoder_part(self) -> AutoencoderPart:
         if self.autoencoder_part is None:
             raise self._lacks("autoencoder", "autoencoder")
         return self.autoencoder_part
 
-    def _text_part(self) -> Part[TextConfig]:
+    def _text_part(self) -> TextPart:
         if self.text_part is None:
             raise self._lacks("text encoder", "text_encoder")
         return self.text_part
@@ -127,6 +131,9 @@ def load_checkpoint(
             checkpoint, text_part=text_encoder_in_folder(folder, variant), tokenizer_file=_tokenizer_in(tokenizer)
         )
     _check_widths(checkpoint)
+    for part in (checkpoint.transformer_part, checkpoint.autoencoder_part, checkpoint.text_part):
+        if part is not None:
+            part.check()
     return checkpoint
 
 
@@ -167,8 +174,7 @@ def _open_pipeline(folder: Path, variant: str | None) -> Checkpoint:
     index.only("_class_name", *PIPELINES, default=None)
     solver = solver_defaults(Fields(folder / "scheduler" / "scheduler_config.json"))
     part = transformer_in_folder(folder / "transformer", variant)
-    if solver.shift is not None:
-        part = replace(part, config=replace(part.config, flow_shift=solver.shift))
+    part = replace(part, config=_as_sampled(part.config, solver))
     return Checkpoint(
         where=folder,
         solver=solver,
@@ -179,6 +185,13 @@ def _open_pipeline(folder: Path, variant: str | None) -> Checkpoint:
         text_part=text_encoder_in_folder(folder / "text_encoder", variant),
         tokenizer_file=_tokenizer_in(folder / "tokenizer"),
     )
+
+
+def _as_sampled(config: SanaConfig, solver: SolverDefaults) -> SanaConfig:
+    """The configuration with what its scheduler adds: diffusers' Euler, unlike NVlabs', feeds fractions of a step."""
+    whole = config.integer_timesteps and solver.name != FlowEuler.name
+    shift = config.flow_shift if solver.shift is None else solver.shift
+    return replace(config, integer_timesteps=whole, flow_shift=shift)
 
 
 def _open_file(file: Path, wanted: SanaConfig | None) -> Checkpoint:
@@ -198,7 +211,7 @@ def _open_file(file: Path, wanted: SanaConfig | None) -> Checkpoint:
     )
 
 
-def _find_autoencoder(path: Path, variant: str | None) -> Part[AutoencoderConfig]:
+def _find_autoencoder(path: Path, variant: str | None) -> AutoencoderPart:
     """The autoencoder in a pipeline's folder, in its own, or in a file."""
     if path.is_file():
         return autoencoder_in_file(path)
@@ -223,8 +236,7 @@ def _tokenizer_in(folder: Path) -> Path:
 def _check_preset(checkpoint: Checkpoint, wanted: SanaConfig) -> None:
     """Refuse a folder whose sizes are not those the caller expects."""
     found = checkpoint.config
-    names = [field.name for field in fields(SanaConfig) if field.name not in ("name", "flow_shift")]
-    for name in names:
+    for name in (field.name for field in fields(SanaConfig) if field.name not in NOT_SIZES):
         if getattr(found, name) != getattr(wanted, name):
             raise CheckpointError(
                 f"{checkpoint.where} is {found.name}, not {wanted.name}: its {name} is {getattr(found, name)}, "
