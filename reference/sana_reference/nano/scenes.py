@@ -1,0 +1,265 @@
+"""Draw scenes: one to four anti-aliased shapes on a background, and know exactly what they show."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import cos, pi, sin
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from sana_reference.nano.vocabulary import (
+    BACKGROUNDS,
+    COLOURS,
+    COUNTS,
+    KINDS,
+    OPPOSITE,
+    PLACES,
+    RELATIONS,
+    SIZES,
+    TEXTURES,
+)
+
+__all__ = ["GAP", "Scene", "Thing", "draw", "random_scene", "visible"]
+
+Pixels = NDArray[np.uint8]
+Point = tuple[float, float]
+
+SUPERSAMPLING = 4
+GAP = 5.0  # least distance between two shapes and between a shape and the border, in 128ths of the side
+CONTRAST = 95.0  # least distance in RGB between a shape and its background
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One shape; positions and radius are in 128ths of the picture's side."""
+
+    kind: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows; `relation` is a place (one shape), a count (all alike) or a relation (two shapes)."""
+
+    things: tuple[Thing, ...]
+    relation: str
+    background: str
+    texture: str
+    phase: float = 0.0  # turns the gradient, shifts the texture
+
+    @property
+    def roles(self) -> tuple[tuple[str, str, str], ...]:
+        """(colour, kind, relation) of every shape, each seen from that shape."""
+        relations = (self.relation, OPPOSITE.get(self.relation, self.relation))
+        return tuple((thing.colour, thing.kind, relations[min(i, 1)]) for i, thing in enumerate(self.things))
+
+
+def visible(colour: str, background: str) -> bool:
+    """Whether a shape of this colour stands out from this background."""
+    return bool(np.linalg.norm(np.subtract(COLOURS[colour], BACKGROUNDS[background])) > CONTRAST)
+
+
+# ---- outlines: closed polygons within the unit circle, y downwards; a ring is an outline with a hole
+
+
+def _regular(corners: int, turn: float = -0.5, inner: float = 1.0) -> list[Point]:
+    """A regular polygon; every other corner at `inner` of the radius."""
+    angles = [(2 * i / corners + turn) * pi for i in range(corners)]
+    return [(cos(a) * (1.0, inner)[i % 2], sin(a) * (1.0, inner)[i % 2]) for i, a in enumerate(angles)]
+
+
+def _box(half_width: float, half_height: float) -> list[Point]:
+    w, h = half_width, half_height
+    return [(-w, -h), (w, -h), (w, h), (-w, h)]
+
+
+def _cross(arm: float = 0.33) -> list[Point]:
+    a = arm
+    corner = [(-a, -1.0), (a, -1.0), (a, -a)]
+    return [(x * c - y * s, x * s + y * c) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in corner]
+
+
+def _heart() -> list[Point]:
+    turns = [2 * pi * i / 64 for i in range(64)]
+    return [
+        (sin(t) ** 3, -(13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t)) / 16.0 - 0.1) for t in turns
+    ]
+
+
+def _crescent() -> list[Point]:
+    """The unit disc less a disc to its right."""
+    bite_x, bite_r = 0.52, 0.78
+    across = (1 - bite_r**2 + bite_x**2) / (2 * bite_x)
+    tip = float(np.arccos(across))
+    bite_tip = float(np.arctan2(sin(tip), across - bite_x))
+    outer = [(cos(a), sin(a)) for a in np.linspace(tip, 2 * pi - tip, 48)]
+    inner = [(bite_x + bite_r * cos(a), bite_r * sin(a)) for a in np.linspace(2 * pi - bite_tip, bite_tip, 40)]
+    return [(x + 0.22, y) for x, y in outer + inner]
+
+
+_OUTLINES: dict[str, Callable[[], list[Point]]] = {
+    "circle": lambda: [(0.92 * x, 0.92 * y) for x, y in _regular(64)],
+    "square": lambda: _box(0.84, 0.84),
+    "triangle": lambda: [(x, y + 0.2) for x, y in _regular(3)],
+    "star": lambda: _regular(10, inner=0.42),
+    "ring": lambda: _regular(64),
+    "cross": _cross,
+    "diamond": lambda: _regular(4),
+    "heart": _heart,
+    "crescent": _crescent,
+    "bar": lambda: _box(1.0, 0.36),
+}
+_HOLES = {"ring": 0.56}
+
+
+@cache
+def _outline(kind: str) -> list[Point]:
+    return _OUTLINES[kind]()
+
+
+def _coverage(kind: str, centre: Point, radius: float, side: int) -> NDArray[np.float32]:
+    """Share of every pixel of a `side`² patch that the shape covers; lengths in pixels of that patch."""
+    s = SUPERSAMPLING
+    patch = Image.new("L", (side * s, side * s))
+    pen = ImageDraw.Draw(patch)
+    for outline, scale, ink in ((_outline(kind), radius, 255), (_regular(64), radius * _HOLES.get(kind, 0.0), 0)):
+        if scale:
+            pen.polygon([((centre[0] + x * scale) * s, (centre[1] + y * scale) * s) for x, y in outline], fill=ink)
+    return np.asarray(patch.reduce(s), np.float32) / 255
+
+
+@cache
+def _grid(side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Coordinates of pixel centres, from -0.5 to 0.5 across and down."""
+    line = ((np.arange(side, dtype=np.float32) + 0.5) / side) - 0.5
+    return np.meshgrid(line, line)
+
+
+def _backdrop(scene: Scene, side: int) -> NDArray[np.float32]:
+    """The background: its colour, brightened and darkened a little by its texture."""
+    x, y = _grid(side)
+    colour = np.array(BACKGROUNDS[scene.background], np.float32)
+    turn = 2 * pi * scene.phase
+    shade = {
+        "plain": lambda: np.zeros_like(x),
+        "gradient": lambda: 44 * (x * cos(turn) + y * sin(turn)),
+        "striped": lambda: 9 * np.sin(2 * pi * 6 * y + turn),
+        "dotted": lambda: 11 * np.sin(2 * pi * 5 * x + turn) * np.sin(2 * pi * 5 * y + turn),
+    }[scene.texture]()
+    return colour + shade[..., None]
+
+
+def draw(scene: Scene, side: int = 128) -> Pixels:
+    """Paint a scene: uint8 (side, side, 3)."""
+    unit = side / 128
+    picture = _backdrop(scene, side)
+    for thing in scene.things:
+        x, y, radius = (value * unit for value in (thing.x, thing.y, thing.radius))
+        reach = int(radius * 1.3) + 2
+        left, top = (max(int(c) - reach, 0) for c in (x, y))
+        patch = picture[top : top + 2 * reach, left : left + 2 * reach]
+        alpha = _coverage(thing.kind, (x - left, y - top), radius, 2 * reach)[: len(patch), : patch.shape[1], None]
+        patch += alpha * (np.array(COLOURS[thing.colour], np.float32) - patch)
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+
+
+# ---- random scenes
+
+
+def _colours_on(background: str) -> list[str]:
+    return [colour for colour in COLOURS if visible(colour, background)]
+
+
+def _radius(rng: Generator, sizes: tuple[str, ...]) -> tuple[str, float]:
+    size = str(rng.choice(sizes))
+    return size, float(rng.uniform(*SIZES[size]))
+
+
+def _alone(rng: Generator, look: tuple[str, str], place: str) -> tuple[Thing, ...]:
+    """One shape in one of the nine places."""
+    size, radius = _radius(rng, tuple(SIZES))
+    x, y = (_third(rng, third, radius) for third in PLACES[place])
+    return (Thing(look[1], look[0], size, x, y, radius),)
+
+
+def _third(rng: Generator, third: int, radius: float) -> float:
+    """A coordinate near the middle, or near the border but wholly inside."""
+    if third == 0:
+        return float(64 + rng.uniform(-6, 6))
+    inset = radius + GAP + rng.uniform(0, 6)
+    return float(inset if third < 0 else 128 - inset)
+
+
+def _apart(rng: Generator, radii: list[float]) -> list[Point]:
+    """Places for shapes that neither touch each other nor the border."""
+    while True:
+        points: list[Point] = []
+        for radius in radii:
+            low, high = radius + GAP, 128 - radius - GAP
+            for _ in range(30):
+                x, y = rng.uniform(low, high, 2)
+                if all(np.hypot(x - a, y - b) > radius + r + GAP for (a, b), r in zip(points, radii, strict=False)):
+                    points.append((float(x), float(y)))
+                    break
+        if len(points) == len(radii):
+            return points
+
+
+def _group(rng: Generator, look: tuple[str, str], count: str) -> tuple[Thing, ...]:
+    """Two to four shapes that look the same, of one size."""
+    size, radius = _radius(rng, ("small", "medium"))
+    radii = [float(radius * rng.uniform(0.95, 1.05)) for _ in range(COUNTS[count])]
+    return tuple(
+        Thing(look[1], look[0], size, x, y, r) for (x, y), r in zip(_apart(rng, radii), radii, strict=True)
+    )
+
+
+def _pair(rng: Generator, looks: list[tuple[str, str]], relation: str) -> tuple[Thing, ...]:
+    """Two shapes, the first standing clearly in `relation` to the second."""
+    sized = [_radius(rng, tuple(SIZES)) for _ in looks]
+    radii = [radius for _, radius in sized]
+    distance = sum(radii) + GAP
+    span = rng.uniform(distance, max(distance, 128 - distance - GAP))
+    start = rng.uniform(radii[0] + GAP, max(radii[0] + GAP, 128 - radii[1] - GAP - span))
+    along = (start, start + span)
+    across = [float(np.clip(64 + rng.uniform(-20, 20), r + GAP, 128 - r - GAP)) for r in radii]
+    middle = sum(across) / 2
+    across = [middle + (c - middle) * min(1.0, 0.4 * span / (abs(across[0] - across[1]) + 1e-6)) for c in across]
+    if relation in ("right of", "below"):
+        along = (128 - along[0], 128 - along[1])
+    points = zip(along, across, strict=True) if relation in ("left of", "right of") else zip(across, along, strict=True)
+    return tuple(
+        Thing(kind, colour, size, float(x), float(y), radius)
+        for (colour, kind), (size, radius), (x, y) in zip(looks, sized, points, strict=True)
+    )
+
+
+def _look(rng: Generator, colours: list[str]) -> tuple[str, str]:
+    return str(rng.choice(colours)), str(rng.choice(KINDS))
+
+
+def random_scene(rng: Generator) -> Scene:
+    """Any scene: a lone shape (3 in 10), a group (3 in 10) or a pair (4 in 10)."""
+    background = str(rng.choice(list(BACKGROUNDS)))
+    colours = _colours_on(background)
+    choice = rng.random()
+    if choice < 0.3:
+        relation = str(rng.choice(list(PLACES)))
+        things = _alone(rng, _look(rng, colours), relation)
+    elif choice < 0.6:
+        relation = str(rng.choice(list(COUNTS)))
+        things = _group(rng, _look(rng, colours), relation)
+    else:
+        relation = str(rng.choice(RELATIONS))
+        looks = [_look(rng, colours) for _ in range(2)]
+        while looks[0] == looks[1]:
+            looks[1] = _look(rng, colours)
+        things = _pair(rng, looks, relation)
+    return Scene(things, relation, background, str(rng.choice(TEXTURES)), float(rng.random()))
