@@ -111,7 +111,7 @@ class Pipeline:
         self.close()
 
     def _paint(self, request: Request, on_step: OnStep | None) -> list[Picture]:
-        painting = Painting(self._parts.run, self._signatures, request, self._bundle.manifest.preview, on_step)
+        painting = Painting(self._parts.run, self._signatures, request, self._bundle.preview, on_step)
         positive = self._conditioner.prompt(request.prompt)
         guided = request.guidance.scale > 1 and not self._takes_guidance
         negative = self._conditioner.negative(request.negative) if guided else None
