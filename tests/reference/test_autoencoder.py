@@ -2,14 +2,16 @@
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import AutoencoderDC
+from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers
 from sana_reference.autoencoder import Autoencoder
-from sana_reference.config import AUTOENCODERS, AutoencoderConfig
+from sana_reference.config import AUTOENCODERS, DC_AE_F32C32, AutoencoderConfig
 from sana_reference.renames import Row
-from sana_reference.renames.autoencoder import DIFFUSERS
+from sana_reference.renames.autoencoder import DIFFUSERS, EFFICIENTVIT
 from torch import Tensor, nn
 
 TINY = AUTOENCODERS["tiny"]
@@ -110,3 +112,112 @@ def test_both_ways_agree_with_diffusers(seed: int) -> None:
     factor = config.scaling_factor
     assert relative_error(ours.encode(pixels), theirs.encode(pixels).latent * factor) <= 1e-5
     assert relative_error(ours.decode(latent), theirs.decode(latent / factor).sample) <= 1e-5
+
+
+@torch.no_grad()
+def test_pictures_too_small_for_diffusers_linear_branch_agree() -> None:
+    ours, theirs = pair(TINY)  # a 1×1 latent attends over 1, 4 and 16 positions, where diffusers goes quadratic
+    latent = torch.randn(2, 32, 1, 1)
+    assert relative_error(ours.decode(latent), theirs.decode(latent / TINY.scaling_factor).sample) <= 1e-5
+
+
+def test_the_released_model_has_as_many_parameters_as_diffusers() -> None:
+    with torch.device("meta"):
+        ours = Autoencoder(DC_AE_F32C32)
+        theirs = diffusers_model(DC_AE_F32C32)
+    assert [parameters(m) for m in (ours, ours.encoder, ours.decoder)] == [312_250_275, 153_027_104, 159_223_171]
+    assert [parameters(m) for m in (theirs.encoder, theirs.decoder)] == [153_027_104, 159_223_171]
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [TINY, replace(TINY, encoder_layers=(0, 2, 1, 1, 2, 1))], ids=["full", "strided"])
+def test_original_files_hold_the_same_tensors(config: AutoencoderConfig) -> None:
+    """Our tensors under their original names, then through diffusers' converter, are diffusers' own."""
+    ours, theirs = pair(config)
+    original = {their_names(EFFICIENTVIT, name)[0][0]: as_convolution(name, t) for name, t in ours.state_dict().items()}
+    assert len(original) == len(ours.state_dict())
+
+    back = ours_from(original, EFFICIENTVIT, ours)
+    assert all(torch.equal(back[name], tensor) for name, tensor in ours.state_dict().items())
+    if config.encoder_layers[0]:  # diffusers' converter takes a strided stem for another family's
+        converted = convert_autoencoder_dc_checkpoint_to_diffusers(dict(original))
+        assert converted.keys() == theirs.state_dict().keys()
+        assert all(torch.equal(converted[name], tensor) for name, tensor in theirs.state_dict().items())
+
+
+def as_convolution(name: str, tensor: Tensor) -> Tensor:
+    return tensor[:, :, None, None] if tensor.dim() == 2 else tensor
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_every_diffusers_tensor_is_used(first: int) -> None:
+    layers = (first, 1, 1, 1, 1, 1)
+    config = replace(TINY, encoder_layers=layers, decoder_layers=layers)
+    ours, theirs = Autoencoder(config), diffusers_model(config).state_dict()
+    used = {n for name in ours.state_dict() for names in their_names(DIFFUSERS, name) for n in names}
+    assert theirs.keys() <= used
+
+
+@torch.no_grad()
+def test_bfloat16_weights_stay_close_to_float32() -> None:
+    ours, _ = pair(TINY)
+    pixels, latent = torch.rand(1, 3, 96, 64) * 2 - 1, torch.randn(1, 32, 3, 2)
+    exact = ours.encode(pixels), ours.decode(latent)
+    ours.bfloat16()
+    for rounded, expected in zip((ours.encode(pixels), ours.decode(latent)), exact, strict=True):
+        assert rounded.dtype == torch.float32
+        assert 1e-4 < relative_error(rounded, expected) < 0.05
+
+
+@torch.no_grad()
+def test_pictures_are_rounded_bytes_in_rows() -> None:
+    ours, theirs = pair(TINY)
+    for head in (ours.decoder.head, theirs.decoder.conv_out):
+        head.weight.mul_(9)  # so that some pixels are clamped
+    latent = torch.randn(2, 32, 2, 3)
+    picture = ours.decode_picture(latent)
+    expected = (theirs.decode(latent / TINY.scaling_factor).sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255
+    assert picture.shape == (2, 64, 96, 3)
+    assert picture.dtype == torch.uint8
+    assert (picture == 0).any()
+    assert (picture == 255).any()
+    assert (picture - expected).abs().max() <= 0.5 + 1e-3
+    pixels = picture.permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(ours.encode_picture(picture), ours.encode(pixels), rtol=0, atol=1e-6)
+
+
+class Part(nn.Module):
+    """One method of the autoencoder as a module, which is what exporters take."""
+
+    def __init__(self, model: Autoencoder, method: str) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = getattr(self.model, self.method)(x)
+        return result
+
+
+@torch.no_grad()
+def test_a_program_exported_at_one_size_runs_at_others() -> None:
+    """At any size from 2×2 positions; torch.export itself treats a dimension of one as a constant."""
+    layers = (0, 1, 1, 1, 1, 1)
+    ours = Autoencoder(replace(TINY, encoder_layers=layers, decoder_layers=layers, attention_stages=1)).eval()
+    initialise(ours, 0)
+    batch, height, width = (torch.export.Dim(name, max=64) for name in ("batch", "height", "width"))
+    latent_axes, picture_axes = {0: batch, 2: height, 3: width}, {0: batch, 1: 32 * height, 2: 32 * width}
+    decoder = torch.export.export(
+        Part(ours, "decode_picture"), (torch.zeros(2, 32, 2, 3),), dynamic_shapes=(latent_axes,)
+    )
+    picture = torch.zeros(2, 64, 96, 3, dtype=torch.uint8)
+    encoder = torch.export.export(Part(ours, "encode_picture"), (picture,), dynamic_shapes=(picture_axes,))
+    for shape in ((1, 32, 5, 2), (3, 32, 2, 4)):
+        picture = ours.decode_picture(torch.randn(shape))
+        expected = ours.encode_picture(picture)
+        assert relative_error(encoder.module()(picture), expected) < 1e-5
+        difference = decoder.module()(expected).int() - ours.decode_picture(expected).int()
+        assert difference.abs().max() <= 1
