@@ -147,6 +147,12 @@ def their_name(ours: str, rows: Iterable[Row]) -> str:
 
 
 @pytest.fixture(scope="session")
+def nvlabs_name() -> Callable[[str, Iterable[Row]], str]:
+    """The function that spells one of our names as a table of rows does."""
+    return their_name
+
+
+@pytest.fixture(scope="session")
 def nvlabs_state() -> Callable[..., dict[str, Tensor]]:
     """A function that gives a folder's transformer as NVlabs' repository would keep it."""
 
