@@ -10,6 +10,7 @@ from sana_reference.autoencoder_blocks import (
     AttentionBlock,
     ChannelNorm,
     Downsample,
+    HalvingConv,
     ResidualBlock,
     Upsample,
     average_groups,
@@ -28,7 +29,8 @@ class Encoder(nn.Module):
         super().__init__()
         depths, last = config.encoder_layers, len(config.channels) - 1
         self.latent_channels = config.latent_channels
-        self.stem = nn.Conv2d(3, _width(config, depths), 3, stride=1 if depths[0] else 2, padding=1)
+        width = _width(config, depths)
+        self.stem = nn.Conv2d(3, width, 3, padding=1) if depths[0] else HalvingConv(3, width)
         self.stages = nn.ModuleList()
         for i, depth in enumerate(depths):
             stage = nn.Sequential(*_blocks(config, i, depth))

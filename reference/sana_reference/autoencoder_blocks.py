@@ -13,6 +13,7 @@ __all__ = [
     "AttentionBlock",
     "ChannelNorm",
     "Downsample",
+    "HalvingConv",
     "ResidualBlock",
     "Upsample",
     "average_groups",
@@ -122,12 +123,25 @@ class AttentionBlock(nn.Module):
         return result
 
 
+class HalvingConv(nn.Conv2d):
+    """A 3×3 convolution with stride 2, for even sizes.
+
+    Padding on the far sides would never be seen there; without it an exported size is H/2, not (H - 1) // 2 + 1.
+    """
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (1, 0, 1, 0)))
+
+
 class Downsample(nn.Module):
     """Half the size: a strided convolution beside a shortcut of averaged pixels."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, out_channels, 3, stride=2, padding=1)
+        self.conv = HalvingConv(channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         small: Tensor = self.conv(x)
