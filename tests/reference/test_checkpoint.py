@@ -13,11 +13,11 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SCMScheduler
 from safetensors.torch import load_file, save_file
 from sana_reference.checkpoint import load_checkpoint
-from sana_reference.checkpoint.configs import transformer_config
+from sana_reference.checkpoint.configs import autoencoder_config, text_config, transformer_config
 from sana_reference.checkpoint.defaults import SolverDefaults
 from sana_reference.checkpoint.fields import Fields
 from sana_reference.checkpoint.shapes import recognise_transformer
-from sana_reference.config import AUTOENCODERS, PRESETS, SanaConfig
+from sana_reference.config import AUTOENCODERS, PRESETS, SanaConfig, TextConfig
 from sana_reference.renames.transformer import NVLABS
 from sana_reference.transformer import SanaTransformer
 from torch import nn
@@ -78,6 +78,61 @@ def test_the_variant_with_a_wider_feed_forward_is_read_as_it_is(tmp_path):
     config = transformer_config(Fields(tmp_path / "config.json"))
     assert config.hidden == 5632
     assert config == replace(PRESETS["sana-1600m"], name="custom", ffn_hidden=5632)
+
+
+def test_the_released_autoencoder_is_recognised_by_its_json(tmp_path):
+    stages = [[], [], [], [5], [5], [5]]
+    blocks, channels = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3, [128, 256, 512, 512, 1024, 1024]
+    fields = {
+        "_class_name": "AutoencoderDC",
+        "_name_or_path": "mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers",
+        "attention_head_dim": 32,
+        "decoder_act_fns": "silu",
+        "decoder_block_out_channels": channels,
+        "decoder_block_types": blocks,
+        "decoder_layers_per_block": [3, 3, 3, 3, 3, 3],
+        "decoder_norm_types": "rms_norm",
+        "decoder_qkv_multiscales": stages,
+        "downsample_block_type": "Conv",
+        "encoder_block_out_channels": channels,
+        "encoder_block_types": blocks,
+        "encoder_layers_per_block": [2, 2, 2, 3, 3, 3],
+        "encoder_qkv_multiscales": stages,
+        "in_channels": 3,
+        "latent_channels": 32,
+        "scaling_factor": 0.41407,
+        "upsample_block_type": "interpolate",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert autoencoder_config(Fields(tmp_path / "config.json")) == AUTOENCODERS["dc-ae-f32c32"]
+
+
+def test_the_released_text_encoder_is_recognised_by_its_json(tmp_path):
+    fields = {
+        "architectures": ["Gemma2Model"],
+        "attention_bias": False,
+        "attn_logit_softcapping": 50.0,
+        "cache_implementation": "hybrid",
+        "eos_token_id": [1, 107],
+        "final_logit_softcapping": 30.0,
+        "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "model_type": "gemma2",
+        "num_attention_heads": 8,
+        "num_hidden_layers": 26,
+        "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 256000,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert text_config(Fields(tmp_path / "config.json")) == TextConfig()
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
