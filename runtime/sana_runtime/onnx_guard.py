@@ -18,7 +18,7 @@ from sana_runtime.wire import BYTES, VARINT, Damaged, Field, Walker, signed
 __all__ = ["DOMAINS", "guard"]
 
 DOMAINS = ("", "ai.onnx", "sana")
-DEEPEST = 32  # graphs inside of graphs
+DEEPEST = 16  # graphs inside of graphs
 FIELDS = 1_000_000  # the largest of our graphs have about 100,000
 LARGEST = 256 << 20  # bytes of a graph; weights lie beside it
 DIMENSIONS = 32
@@ -47,10 +47,9 @@ BITS |= {17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2}  
 def guard(path: Path, data_files: Mapping[str, int]) -> None:
     """Raise BundleError if the graph at `path` is anything but data; `data_files` are those it may read, with sizes."""
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
+        if path.stat().st_size > LARGEST:
             raise Damaged(f"it is larger than {LARGEST >> 20} MB; weights belong into a data file")
+        content = path.read_bytes()
         _Guard(data_files).model(memoryview(content))
     except Damaged as error:
         raise BundleError(f"{path.name}: {error}; build the bundle again") from None

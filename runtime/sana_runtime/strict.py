@@ -6,7 +6,7 @@ Limits that a Python type cannot say are rules, attached with `Annotated`.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -49,8 +49,11 @@ def load(kind: type[T], content: bytes, where: str, refinements: Refinements | N
 
 
 def dump(value: Any) -> bytes:
-    """The one way in which a dataclass is written: sorted keys, absent instead of null, a final newline."""
-    text = json.dumps(_without_none(asdict(value)), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    """The one way in which a dataclass is written: sorted keys, absent instead of null, a final newline.
+
+    What `load` would refuse is not looked for here: read the result back.
+    """
+    text = json.dumps(_without_none(asdict(value)), sort_keys=True, indent=1, ensure_ascii=False)
     return (text + "\n").encode("utf-8")
 
 
@@ -67,6 +70,7 @@ class _Reader:
 
     def __init__(self, where: str, refinements: Refinements) -> None:
         self.where = where
+        self.declared: dict[Any, dict[str, tuple[Any, bool]]] = {}
         self.refinements = refinements
 
     def refuse(self, path: str, complaint: str) -> BundleError:
@@ -79,16 +83,18 @@ class _Reader:
         if get_origin(kind) is Annotated:
             kind, *attached = get_args(kind)
             rules = tuple(attached)
-        result = self.reader(kind)(kind, value, path)
-        for rule in (*USUAL.get(kind, ()), *rules):
-            if complaint := rule.complaint(result):
-                raise self.refuse(path, complaint)
-        return result
+        if get_origin(kind) is tuple:
+            return self.row(kind, self.obeying(rules, self.listed(value, path), path), path)
+        if get_origin(kind) is dict:
+            return self.table(kind, self.obeying(rules, self.pairs(value, path), path), path)
+        result = self.record(kind, value, path) if is_dataclass(kind) else self.scalar(kind, value, path)
+        return self.obeying((*USUAL.get(kind, ()), *rules), result, path)
 
-    def reader(self, kind: Any) -> Callable[[Any, Any, str], Any]:
-        if is_dataclass(kind):
-            return self.record
-        return {dict: self.table, tuple: self.row}.get(get_origin(kind), self.scalar)
+    def obeying(self, rules: Iterable[Rule], value: Any, path: str) -> Any:
+        for rule in rules:
+            if complaint := rule.complaint(value):
+                raise self.refuse(path, complaint)
+        return value
 
     def scalar(self, kind: Any, value: Any, path: str) -> Any:
         if kind is float and type(value) in (int, float):
@@ -97,13 +103,16 @@ class _Reader:
                 raise self.refuse(path, "is not a finite number")
         if type(value) is not kind:
             raise self.refuse(path, f"is {shown(value)}, must be {SCALARS[kind]}")
-        if kind is str and any("\ud800" <= character <= "\udfff" for character in value):
+        if kind is str and not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             raise self.refuse(path, "contains half a character (a lone surrogate)")
         return value
 
-    def row(self, kind: Any, value: Any, path: str) -> tuple[Any, ...]:
+    def listed(self, value: Any, path: str) -> list[Any]:
         if type(value) is not list:
             raise self.refuse(path, f"is {shown(value)}, must be a list")
+        return value
+
+    def row(self, kind: Any, value: list[Any], path: str) -> tuple[Any, ...]:
         kinds = get_args(kind)
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(value)
@@ -119,14 +128,15 @@ class _Reader:
             raise self.refuse(path, f"has the key {shown(value.twice)} twice")
         return value
 
-    def table(self, kind: Any, value: Any, path: str) -> dict[str, Any]:
+    def table(self, kind: Any, value: _Pairs, path: str) -> dict[str, Any]:
         _, entry_kind = get_args(kind)
-        entries = self.pairs(value, path)
-        return {name: self.read(entry_kind, entry, f"{path}[{shown(name)}]") for name, entry in entries.items()}
+        return {name: self.read(entry_kind, entry, f"{path}{_step(name)}") for name, entry in value.items()}
 
     def record(self, kind: Any, value: Any, path: str) -> Any:
         given = self.pairs(value, path)
-        declared = declared_fields(kind, self.refinements)
+        if kind not in self.declared:
+            self.declared[kind] = declared_fields(kind, self.refinements)
+        declared = self.declared[kind]
         for name in given:
             if name not in declared:
                 raise self.refuse(path, f"has the unknown key {shown(name)}")
@@ -134,6 +144,11 @@ class _Reader:
             if name not in given and not optional:
                 raise self.refuse(path, f"lacks {name!r}")
         return kind(**{name: self.read(declared[name][0], given[name], f"{path}.{name}") for name in given})
+
+
+def _step(name: str) -> str:
+    """One key of a JSON path."""
+    return f".{name}" if name.isascii() and name.isidentifier() else f"[{shown(name)}]"
 
 
 def _member(union: Any, value: Any) -> Any:
@@ -146,8 +161,10 @@ def _member(union: Any, value: Any) -> Any:
 def declared_fields(kind: Any, refinements: Refinements) -> dict[str, tuple[Any, bool]]:
     """Type and optionality of every field; a refinement adds a rule to a type that is declared elsewhere."""
     hints = get_type_hints(kind, include_extras=True)
-    return {field.name: (_refined(hints[field.name], refinements.get((kind, field.name))), _optional(field))
-            for field in fields(kind)}  # fmt: skip
+    return {
+        field.name: (_refined(hints[field.name], refinements.get((kind, field.name))), _optional(field))
+        for field in fields(kind)
+    }
 
 
 def _refined(hint: Any, rule: Rule | None) -> Any:

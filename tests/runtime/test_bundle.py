@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -109,19 +110,20 @@ HOSTILE_NAMES = (
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=ascii)
-def test_a_hostile_name_is_refused_in_the_table_of_files(bundle_folder, name):
-    entry = {"size": 1, "sha256": "0" * 64}
-    edit(bundle_folder, lambda entries: entries["files"].update({name: entry}))
-    assert "$.files" in refusal(bundle_folder)
-
-
-@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=ascii)
-def test_a_hostile_name_is_refused_as_a_graph_and_as_golden_data(bundle_folder, name):
-    edit(bundle_folder, lambda entries: entries["parts"]["decoder"].update(file=name))
-    assert "$.parts" in refusal(bundle_folder)
-    edit(bundle_folder, lambda entries: entries["parts"]["decoder"].update(file="decoder.onnx"))
-    edit(bundle_folder, lambda entries: entries["golden"][0].update(latent=name))
-    assert "$.golden[0]" in refusal(bundle_folder)
+def test_a_hostile_name_is_refused_wherever_the_manifest_names_a_file(sealed_bundle, name):
+    declared = json.loads((sealed_bundle / "manifest.json").read_text())["files"]["golden-0.data"]
+    places = (
+        ("$.files", lambda entries: entries["files"].update({name: declared})),
+        ("$.parts.decoder.file", lambda entries: entries["parts"]["decoder"].update(file=name)),
+        ("$.parts.decoder.source.", lambda entries: entries["parts"]["decoder"]["source"].update(licence_files=[name])),
+        ("$.golden[0].latent", lambda entries: entries["golden"][0].update(latent=name)),
+    )
+    for place, change in places:
+        entries = json.loads((sealed_bundle / "manifest.json").read_text())
+        change(entries)
+        with pytest.raises(BundleError) as caught:
+            parse(json.dumps(entries).encode())
+        assert place in str(caught.value)
 
 
 UNDECLARED = ("extra.data", "decoder.engine", "plugin.so", ".hidden", "x.py", "LICENSES/more.txt", "LICENSES/x.so")
@@ -280,3 +282,13 @@ def test_a_bundle_survives_being_written_again(bundle_folder):
     manifest = open_bundle(bundle_folder).manifest
     assert isinstance(manifest, Manifest)
     assert dump(manifest) == (bundle_folder / "manifest.json").read_bytes()
+
+
+def test_the_code_of_the_documentation_runs(bundle_folder, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs/bundle-format.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(bundle_folder.parent)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for block in blocks:
+        exec(compile(block, "bundle-format.md", "exec"), {})
+    assert len(blocks) == 2
+    assert "transformer float32 nobody/nothing" in capsys.readouterr().out
