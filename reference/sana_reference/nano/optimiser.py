@@ -11,6 +11,8 @@ from sana_reference.nano.recipe import Run
 
 __all__ = ["Average", "Muon", "Optimiser"]
 
+ADAM_SHARE = 0.5  # of the rate, for the parameters whose steps are not made orthogonal
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose step is made orthogonal, so that every direction of a matrix learns at one pace."""
@@ -62,9 +64,9 @@ class Optimiser:
 
     def step(self, index: int) -> None:
         """Apply the gradients and forget them."""
-        for part in self.parts:
+        for part, share in zip(self.parts, (1.0, ADAM_SHARE), strict=True):
             for group in part.param_groups:
-                group["lr"] = self.run.rate_at(index)
+                group["lr"] = share * self.run.rate_at(index)
             part.step()
             part.zero_grad(set_to_none=True)
 

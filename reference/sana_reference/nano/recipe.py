@@ -5,9 +5,20 @@ from pathlib import Path
 
 import platformdirs
 
-from sana_reference.config import AutoencoderConfig
+from sana_reference.config import AutoencoderConfig, SanaConfig, TextConfig
 
-__all__ = ["AUTOENCODER", "AUTOENCODER_RUN", "SIDE", "Run", "workplace"]
+__all__ = [
+    "AUTOENCODER",
+    "AUTOENCODER_RUN",
+    "SCENES",
+    "SIDE",
+    "TEXT",
+    "TRANSFORMER",
+    "TRANSFORMER_RUN",
+    "VALIDATION",
+    "Run",
+    "workplace",
+]
 
 SIDE = 128  # pixels; the latent is 4 × 4
 SCENES = 30_000  # drawn once; the same for the autoencoder and the transformer
@@ -19,6 +30,11 @@ AUTOENCODER = AutoencoderConfig(
     encoder_layers=(0, 1, 1, 1, 1, 1),
     decoder_layers=(0, 1, 1, 1, 1, 1),
     scaling_factor=1.0,  # while training; measured at the end
+)
+
+TEXT = TextConfig(vocabulary=978, dim=160, depth=3, heads=4, kv_heads=2, head_dim=32, hidden=320, query_scalar=32.0)
+TRANSFORMER = SanaConfig(
+    "nano", depth=6, dim=160, cross_heads=5, text_dim=TEXT.dim, sample_size=SIDE // 32, flow_shift=2.0
 )
 
 
@@ -39,7 +55,8 @@ class Run:
         return self.rate * min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.decay * self.steps))
 
 
-AUTOENCODER_RUN = Run(steps=4000, batch=24, rate=3e-3)
+AUTOENCODER_RUN = Run(steps=2500, batch=24, rate=2e-3)
+TRANSFORMER_RUN = Run(steps=4000, batch=256, rate=2e-3)
 
 
 def workplace() -> Path:

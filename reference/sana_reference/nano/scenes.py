@@ -88,9 +88,7 @@ def _cross(arm: float = 0.33) -> list[Point]:
 
 def _heart() -> list[Point]:
     turns = [2 * pi * i / 64 for i in range(64)]
-    return [
-        (sin(t) ** 3, -(13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t)) / 16.0 - 0.1) for t in turns
-    ]
+    return [(sin(t) ** 3, -(13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t)) / 16.0 - 0.1) for t in turns]
 
 
 def _crescent() -> list[Point]:
@@ -216,9 +214,7 @@ def _group(rng: Generator, look: tuple[str, str], count: str) -> tuple[Thing, ..
     """Two to four shapes that look the same, of one size."""
     size, radius = _radius(rng, ("small", "medium"))
     radii = [float(radius * rng.uniform(0.95, 1.05)) for _ in range(COUNTS[count])]
-    return tuple(
-        Thing(look[1], look[0], size, x, y, r) for (x, y), r in zip(_apart(rng, radii), radii, strict=True)
-    )
+    return tuple(Thing(look[1], look[0], size, x, y, r) for (x, y), r in zip(_apart(rng, radii), radii, strict=True))
 
 
 def _pair(rng: Generator, looks: list[tuple[str, str]], relation: str) -> tuple[Thing, ...]:

@@ -44,7 +44,7 @@ def loss_of(model: Autoencoder, pixels: Tensor) -> Tensor:
     spread, centre = torch.std_mean(latent, dim=(0, 2, 3))
     noisy = latent + NOISE * spread.detach()[:, None, None] * torch.randn_like(latent)
     painted = model.decode(noisy)
-    pixel = F.l1_loss(painted, pixels) + 4 * F.mse_loss(painted, pixels)
+    pixel = F.l1_loss(painted, pixels) + 16 * F.mse_loss(painted, pixels)
     edge = sum(F.l1_loss(ours, true) for ours, true in zip(edges(painted), edges(pixels), strict=True))
     return pixel + edge + 0.01 * (centre.square().mean() + (spread - 1).square().mean())
 
