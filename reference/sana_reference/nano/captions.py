@@ -1,14 +1,14 @@
-"""Say what a scene shows, in several ways, each with a score; draw one of them as the paper does.
+"""Say what a scene shows, in several ways, each with a score.
 
 The score of a caption is the share of the scene's facts that it states, standing where a picture-text
 model's score stands in the paper.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 from numpy.random import Generator
+from sana_runtime.captions import Caption, draw_caption
 
 from sana_reference.nano.scenes import Scene, Thing
 from sana_reference.nano.vocabulary import COUNTS, OPPOSITE
@@ -59,14 +59,6 @@ OPENINGS = ("", "", "", "", "a picture of ", "an image of ", "a drawing of ")
 
 
 @dataclass(frozen=True)
-class Caption:
-    """A true sentence about a scene and how much of the scene it tells, from 0 to 1."""
-
-    text: str
-    score: float
-
-
-@dataclass(frozen=True)
 class Telling:
     """What a caption mentions."""
 
@@ -89,13 +81,6 @@ TELLINGS = (
 def captions(scene: Scene, rng: Generator) -> tuple[Caption, ...]:
     """One caption for every way of telling, its words and their order chosen anew by `rng`."""
     return tuple(Caption(describe(scene, telling, rng), _score(scene, telling)) for telling in TELLINGS)
-
-
-def draw_caption(choices: Sequence[Caption], temperature: float, rng: Generator) -> str:
-    """One caption, with probability proportional to exp(score / temperature)."""
-    scores = np.array([caption.score for caption in choices]) / temperature
-    weights = np.exp(scores - scores.max())
-    return choices[int(rng.choice(len(choices), p=weights / weights.sum()))].text
 
 
 def describe(scene: Scene, telling: Telling, rng: Generator) -> str:
