@@ -1,0 +1,154 @@
+"""Small random models, exported once for all tests that look at them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+from sana_reference.autoencoder import Autoencoder
+from sana_reference.checkpoint import Checkpoint, load_checkpoint
+from sana_reference.config import AUTOENCODERS, PRESETS, AutoencoderConfig, SanaConfig, TextConfig
+from sana_reference.initialise import initialise
+from sana_reference.text_encoder import TextEncoder
+from sana_reference.transformer import SanaTransformer
+from sana_runtime.prompt import PromptRules
+from sana_runtime.tokenizer import Tokenizer
+from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
+
+from sana_export.export import ExportedPart, export_parts
+from sana_export.precision import Precision
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+SMALL_TEXT = TextConfig(
+    vocabulary=64,
+    dim=48,
+    depth=1,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    hidden=96,
+    query_scalar=16.0,
+    attention_softcap=5.0,
+)
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """A source of random networks, the same ones at every call."""
+
+    config: SanaConfig = PRESETS["tiny"]
+    autoencoder_config: AutoencoderConfig = AUTOENCODERS["tiny"]
+    text_config: TextConfig = field(default=SMALL_TEXT)
+
+    def transformer(self, dtype: torch.dtype = torch.float32) -> SanaTransformer:
+        return filled(SanaTransformer(self.config), dtype)
+
+    def autoencoder(self, dtype: torch.dtype = torch.float32) -> Autoencoder:
+        return filled(Autoencoder(self.autoencoder_config), dtype)
+
+    def text_encoder(self, dtype: torch.dtype = torch.float32) -> TextEncoder:
+        return filled(TextEncoder(self.text_config), dtype)
+
+
+def filled(module: Any, dtype: torch.dtype) -> Any:
+    initialise(module, seed=1)
+    return module.to(dtype).eval()
+
+
+@pytest.fixture(scope="session")
+def random_model() -> type[RandomModel]:
+    """The class of random sources."""
+    return RandomModel
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, ExportedPart]]:
+    """A function that exports parts of a source at a precision, each combination once."""
+
+    @cache
+    def exported(source: Any, precision: str, parts: tuple[str, ...], prefix: tuple[int, ...] = (2, 5, 6, 7)) -> Any:
+        folder = tmp_path_factory.mktemp("parts")
+        return export_parts(source, folder, Precision(precision), parts=parts, prefix=prefix)
+
+    return exported
+
+
+def run(part: ExportedPart, feeds: Mapping[str, Any]) -> Any:
+    """The one output of a part, through onnxruntime."""
+    part.signature.check(feeds)
+    return session(part.graph).run(None, dict(feeds))[0]
+
+
+@cache
+def session(graph: Path) -> onnxruntime.InferenceSession:
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, settings)
+
+
+@pytest.fixture(scope="session")
+def run_part() -> Callable[[ExportedPart, Mapping[str, Any]], Any]:
+    """`run`."""
+    return run
+
+
+@dataclass(frozen=True)
+class Written:
+    """A small pipeline as diffusers writes it, and what our loader makes of it."""
+
+    folder: Path
+    pipeline: Any
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    rules: PromptRules
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Written:
+    """A `save_pretrained` folder of a pipeline with random weights, small in every part."""
+    folder = tmp_path_factory.mktemp("sana") / "pipeline"
+    pipeline = small_pipeline(tiny_tokenizer)
+    pipeline.save_pretrained(folder)
+    checkpoint = load_checkpoint(folder)
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    return Written(folder, pipeline, checkpoint, tokenizer, PromptRules.derive(tokenizer))
+
+
+def small_pipeline(tokenizer_folder: Path) -> SanaPipeline:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    transformer = SanaTransformer2DModel(
+        num_attention_heads=2,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=32,
+        cross_attention_dim=64,
+        caption_channels=48,
+        sample_size=4,
+    )
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (
+            ("block_types", ["ResBlock"] * 5 + ["EfficientViTBlock"]),
+            ("block_out_channels", [8, 8, 8, 16, 16, 32]),
+            ("layers_per_block", [1] * 6),
+        )
+    }
+    kinds = {"downsample_block_type": "Conv", "upsample_block_type": "interpolate", "scaling_factor": 0.41407}
+    autoencoder = AutoencoderDC(**sides, **kinds)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16}
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+    text_encoder = Gemma2Model(Gemma2Config(**sizes, **heads)).eval()
+    for seed, network in enumerate((transformer, autoencoder, text_encoder)):
+        initialise(network, seed)
+    next(autoencoder.decoder.conv_out.parameters()).data.mul_(0.3)  # grey pictures of soft contrast
+    flow = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    pipeline = SanaPipeline(tokenizer, text_encoder, autoencoder, transformer, flow)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
