@@ -13,6 +13,7 @@ from sana_runtime.bundle import Bundle, open_bundle
 from sana_runtime.conditioning import Conditioner
 from sana_runtime.errors import UsageError
 from sana_runtime.guidance import Guidance
+from sana_runtime.manifest import Defaults
 from sana_runtime.memory import available_memory, fits_together
 from sana_runtime.painting import Painting
 from sana_runtime.parts import Parts
@@ -20,7 +21,7 @@ from sana_runtime.picture import Picture, Recipe
 from sana_runtime.progress import OnStep, StepEvent
 from sana_runtime.request import Request
 from sana_runtime.session import Device, Session, SessionOptions, open_session
-from sana_runtime.solver import make_solver
+from sana_runtime.solver import Solver, make_solver
 
 __all__ = ["Pipeline"]
 
@@ -74,14 +75,13 @@ class Pipeline:
         repaint it. `on_step` is called after every step and may return True to stop, which raises Interrupted.
         """
         usual = self._bundle.manifest.defaults
-        name = solver or usual.solver
         request = Request(
             prompt=prompt,
             negative=negative,
             size=size or (image.shape[:2] if image is not None else usual.size),  # type: ignore[arg-type]
             guidance=Guidance(usual.guidance if guidance is None else guidance, guidance_interval),
             seed=seed,
-            solver=make_solver(name, usual.steps if steps is None else steps, None if name == "scm" else usual.shift),
+            solver=_solver(usual, solver, steps),
             count=count,
             latents=latents,
             image=image,
@@ -137,6 +137,13 @@ class Pipeline:
             device=self._device,
             version=version("sana-export"),
         )
+
+
+def _solver(usual: Defaults, name: str | None, steps: int | None) -> Solver:
+    """The bundle's own solver, or another with its own usual steps."""
+    if name is None or name == usual.solver:
+        return make_solver(usual.solver, usual.steps if steps is None else steps, usual.shift)
+    return make_solver(name, steps, None if name == "scm" else usual.shift)
 
 
 def _devices(bundle: Bundle, device: str | Mapping[str, str]) -> dict[str, Device]:
