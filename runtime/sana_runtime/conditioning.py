@@ -27,7 +27,7 @@ class Condition:
     @property
     def length(self) -> int:
         """Number of rows that the transformer attends to."""
-        return self.text_kv.shape[3]
+        return int(self.text_kv.shape[3])
 
 
 def side_by_side(conditions: Sequence[Condition]) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -78,7 +78,7 @@ class Pipeline:
         request = Request(
             prompt=prompt,
             negative=negative,
-            size=size or (image.shape[:2] if image is not None else usual.size),  # type: ignore[arg-type]
+            size=size or (image.shape[:2] if image is not None else usual.size),
             guidance=Guidance(usual.guidance if guidance is None else guidance, guidance_interval),
             seed=seed,
             solver=_solver(usual, solver, steps),

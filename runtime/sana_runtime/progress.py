@@ -20,7 +20,8 @@ class Preview:
     def __call__(self, latent: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Pictures (B, h, w, 3), one pixel for every 32 × 32 of the final ones."""
         colours = np.einsum("bchw,cd->bhwd", latent, self.weight) + self.bias
-        return np.clip(np.rint(colours), 0, 255).astype(np.uint8)
+        pixels: NDArray[np.uint8] = np.clip(np.rint(colours), 0, 255).astype(np.uint8)
+        return pixels
 
 
 @dataclass(frozen=True)
