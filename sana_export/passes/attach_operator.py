@@ -8,7 +8,7 @@ __all__ = ["attach_operator"]
 
 def attach_operator(model: ir.Model) -> int:
     """Add the body where the operator is used; returns the number of nodes that use it."""
-    count = sum(node.domain == DOMAIN for node in model.graph)
+    count: int = sum(node.domain == DOMAIN for node in model.graph)
     if count:
         function = ir.serde.deserialize_function(body(model.graph.opset_imports[""]))
         model.functions[function.identifier()] = function

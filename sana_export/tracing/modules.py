@@ -1,10 +1,13 @@
 """The parts of a bundle as modules: what is inside each graph, apart from the networks themselves."""
 
+from typing import cast
+
 import torch
 from sana_plugins.custom_op import ATTRIBUTES, DOMAIN, NAME, VERSION
+from sana_reference.attention import CrossAttention
 from sana_reference.autoencoder import Autoencoder
 from sana_reference.text_encoder import Prefix, TextEncoder
-from sana_reference.transformer import SanaTransformer
+from sana_reference.transformer import Block, SanaTransformer
 from torch import Tensor, nn
 
 from sana_export.tracing.upsampling import upsample_in_phases
@@ -14,6 +17,9 @@ __all__ = ["CaptionPart", "DecoderPart", "EncoderPart", "TextEncoderPart", "Tran
 
 class TextEncoderPart(nn.Module):
     """Prompts' own tokens to text states; the prefix is remembered, layer by layer, as constants."""
+
+    prefix: Tensor
+    bos: Tensor
 
     def __init__(self, encoder: TextEncoder, prefix: Prefix) -> None:
         super().__init__()
@@ -33,13 +39,13 @@ class CaptionPart(nn.Module):
     def __init__(self, transformer: SanaTransformer, result: torch.dtype) -> None:
         super().__init__()
         self.caption_projection = transformer.caption_projection
-        self.blocks = nn.ModuleList(block.cross_attention for block in transformer.blocks)
+        self.blocks = nn.ModuleList(cast(Block, block).cross_attention for block in transformer.blocks)
         self.result = result
 
     def forward(self, text: Tensor) -> Tensor:
         """Keys and values (depth, 2, B, L, C) for (B, L, D)."""
         text = self.caption_projection(text)
-        pairs = [torch.stack(block.keys_and_values(text)) for block in self.blocks]
+        pairs = [torch.stack(cast(CrossAttention, block).keys_and_values(text)) for block in self.blocks]
         return torch.stack(pairs).to(self.result)
 
 
@@ -72,7 +78,8 @@ class DecoderPart(nn.Module):
         """Pictures (B, 32h, 32w, 3), rounded to the nearest byte."""
         unscaled = (latent / self.scaling_factor).to(self.decoder.stem.weight.dtype)
         pixels = self.decoder(unscaled).float().permute(0, 2, 3, 1)
-        return ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        shades: Tensor = (pixels * 0.5 + 0.5).clamp(0, 1) * 255
+        return shades.round().to(torch.uint8)
 
 
 class EncoderPart(nn.Module):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sana_reference.config import AUTOENCODERS, PRESETS, AutoencoderConfig, TextConfig
+from sana_reference.text_encoder import mask_scores
 
 TINY = PRESETS["tiny"]
 SHAPES = {  # what the released models differ in, at a fraction of their size
@@ -51,16 +52,13 @@ def test_transformers_agree_at_sizes_that_were_not_traced(shape, random_model, e
     part = export(model, "fp32", ("transformer",))["transformer"]
     network = model.transformer()
     for sizes in SIZES:
-        feeds = transformer_feeds(part, {**sizes, "height": max(sizes["height"], TINY.sample_size // 4)}, not part)
         feeds = transformer_feeds(part, sizes | {"height": max(2, sizes["height"])}, model.config.integer_timesteps)
         assert error(run_part(part, feeds), reference(network, feeds)) <= 1e-4
 
 
-@pytest.mark.parametrize("precision", ["fp16"])
-@pytest.mark.parametrize("shape", ["0.6b"])
-def test_half_precision_transformers_agree_within_half_precision(shape, precision, random_model, export, run_part):
-    model = random_model(SHAPES[shape])
-    parts = export(model, precision, ("caption", "transformer"))
+def test_a_half_precision_transformer_agrees_within_half_precision(random_model, export, run_part):
+    model = random_model(SHAPES["0.6b"])
+    parts = export(model, "fp16", ("caption", "transformer"))
     feeds = transformer_feeds(parts["transformer"], SIZES[1], integer_timesteps=True)
     assert feeds["text_kv"].dtype == np.float16
     actual = run_part(parts["transformer"], feeds)
@@ -134,8 +132,6 @@ def whole_text(network, feeds, row):
 
 def whole(network, ids):
     """What `TextEncoder.walk` takes for a text of its own."""
-    from sana_reference.text_encoder import mask_scores
-
     config, every = network.config, torch.ones(1, len(ids), dtype=torch.bool)
     nothing = torch.empty(config.depth, 2, 1, config.kv_heads, 0, config.head_dim)
     return (
