@@ -128,7 +128,7 @@ def _plural(noun: str) -> str:
 def _single(scene: Scene, telling: Telling, rng: Generator) -> str:
     noun = _a(_noun(scene.things[0], telling, rng))
     if not telling.relation:
-        return rng.choice(OPENINGS) + noun
+        return f"{rng.choice(OPENINGS)}{noun}"
     place = _word(scene.relation, rng)
     orders = (f"{rng.choice(OPENINGS)}{noun} {place}", f"{place} there is {noun}", f"{place}, {noun}")
     return str(rng.choice(orders, p=(0.6, 0.2, 0.2)))

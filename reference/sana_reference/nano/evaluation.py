@@ -111,8 +111,8 @@ def is_answered(question: Question, found: Sequence[Found]) -> bool:
 def _stands(relation: str, found: Sequence[Found]) -> bool:
     """Whether one shape is in its place, or the first in its relation to the second."""
     if relation in PLACES:
-        across, down = PLACES[relation]
-        return _in_third(found[0].x, across) and _in_third(found[0].y, down)
+        column, row = PLACES[relation]
+        return _in_third(found[0].x, column) and _in_third(found[0].y, row)
     first, second = found
     across, down = second.x - first.x, second.y - first.y
     ahead, aside = (across, down) if relation in ("left of", "right of") else (down, across)

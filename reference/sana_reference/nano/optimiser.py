@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from sana_reference.nano.recipe import Run
 
 __all__ = ["Average", "Muon", "Optimiser"]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 ADAM_SHARE = 0.5  # of the rate, for the parameters whose steps are not made orthogonal
 
@@ -21,7 +23,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step; a convolution counts as a matrix of outputs by everything else."""
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -37,7 +39,8 @@ class Muon(torch.optim.Optimizer):
 def matched(update: Tensor) -> Tensor:
     """The update made orthogonal, with the size that an AdamW step usually has."""
     flat = orthogonal(update.flatten(1))
-    return (flat * (0.2 * max(flat.shape) ** 0.5)).view_as(update)
+    size: float = 0.2 * max(flat.shape) ** 0.5
+    return (flat * size).view_as(update)
 
 
 def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
@@ -48,14 +51,16 @@ def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
     for _ in range(rounds):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return (x if wide else x.mT).to(matrix.dtype)
+    factor: Tensor = x if wide else x.mT
+    return factor.to(matrix.dtype)
 
 
 class Optimiser:
     """Both optimisers of a model, following one run's learning rate."""
 
     def __init__(self, models: Iterable[nn.Module], run: Run) -> None:
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for model in models:
             for name, parameter in model.named_parameters():
                 (matrices if is_matrix(name, parameter) else others).append(parameter)
@@ -85,11 +90,11 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and min(parameter.shape[:2]) > 3 and "table" not in name and "embedding" not in name
 
 
-class Average:
+class Average(Generic[Model]):
     """A copy of a model whose weights trail the model's own."""
 
-    def __init__(self, model: nn.Module, momentum: float) -> None:
-        self.model = deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: Model, momentum: float) -> None:
+        self.model: Model = deepcopy(model).eval().requires_grad_(False)
         self.momentum = momentum
 
     @torch.no_grad()

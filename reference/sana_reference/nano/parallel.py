@@ -11,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 
 __all__ = ["average_gradients", "in_workers", "rank", "workers"]
 
@@ -33,7 +34,7 @@ def average_gradients(models: Iterable[nn.Module]) -> None:
     gradients = [p.grad for model in models for p in model.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
-    parts = (flat / workers()).split([gradient.numel() for gradient in gradients])
+    parts = torch.split(flat / workers(), [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
 
@@ -44,7 +45,7 @@ def in_workers(train: Callable[[], object], count: int) -> None:
         train()
         return
     with TemporaryDirectory() as folder:
-        multiprocessing.spawn(_work, (train, count, Path(folder) / "meeting"), nprocs=count)  # type: ignore[no-untyped-call]
+        spawn(_work, (train, count, Path(folder) / "meeting"), nprocs=count)  # type: ignore[no-untyped-call]
 
 
 def _work(index: int, train: Callable[[], object], count: int, meeting: Path) -> None:

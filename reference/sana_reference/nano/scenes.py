@@ -130,7 +130,7 @@ def _coverage(kind: str, centre: Point, radius: float, side: int) -> NDArray[np.
     for outline, scale, ink in ((_outline(kind), radius, 255), (_regular(64), radius * _HOLES.get(kind, 0.0), 0)):
         if scale:
             pen.polygon([((centre[0] + x * scale) * s, (centre[1] + y * scale) * s) for x, y in outline], fill=ink)
-    return np.asarray(patch.reduce(s), np.float32) / 255
+    return np.asarray(patch.reduce(s), np.float32) / np.float32(255)
 
 
 @cache
@@ -145,13 +145,14 @@ def _backdrop(scene: Scene, side: int) -> NDArray[np.float32]:
     x, y = _grid(side)
     colour = np.array(BACKGROUNDS[scene.background], np.float32)
     turn = 2 * pi * scene.phase
-    shade = {
+    shades: dict[str, Callable[[], NDArray[np.float32]]] = {
         "plain": lambda: np.zeros_like(x),
         "gradient": lambda: 44 * (x * cos(turn) + y * sin(turn)),
         "striped": lambda: 9 * np.sin(2 * pi * 6 * y + turn),
         "dotted": lambda: 11 * np.sin(2 * pi * 5 * x + turn) * np.sin(2 * pi * 5 * y + turn),
-    }[scene.texture]()
-    return colour + shade[..., None]
+    }
+    backdrop: NDArray[np.float32] = colour + shades[scene.texture]()[..., None]
+    return backdrop
 
 
 def draw(scene: Scene, side: int = 128) -> Pixels:
@@ -165,7 +166,8 @@ def draw(scene: Scene, side: int = 128) -> Pixels:
         patch = picture[top : top + 2 * reach, left : left + 2 * reach]
         alpha = _coverage(thing.kind, (x - left, y - top), radius, 2 * reach)[: len(patch), : patch.shape[1], None]
         patch += alpha * (np.array(COLOURS[thing.colour], np.float32) - patch)
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+    return pixels
 
 
 # ---- random scenes

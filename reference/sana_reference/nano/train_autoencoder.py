@@ -74,7 +74,7 @@ def train_autoencoder(run: Run = AUTOENCODER_RUN, every: int = 250) -> Autoencod
     """Train to the end of `run`, resuming what an earlier call left; returns the averaged model."""
     torch.manual_seed(run.seed)
     diary = Diary(workplace() / "autoencoder")
-    model = Autoencoder(AUTOENCODER).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model: Autoencoder = Autoencoder(AUTOENCODER).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average, optimiser, start = Average(model, run.ema), Optimiser([model], run), 0
     if state := diary.kept():
         model.load_state_dict(state["model"])

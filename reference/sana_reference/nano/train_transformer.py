@@ -184,7 +184,7 @@ def pipeline_of(model: Painter, lessons: Lessons) -> ReferencePipeline:
 
 
 def train_transformer(
-    run: Run = TRANSFORMER_RUN, every: int = 250, judge: Callable[[ReferencePipeline], dict[str, float]] | None = None
+    run: Run = TRANSFORMER_RUN, every: int = 400, judge: Callable[[ReferencePipeline], dict[str, float]] | None = None
 ) -> None:
     """Train to the end of `run`, resuming what an earlier call left; `judge` measures the averaged model."""
     torch.manual_seed(run.seed)
