@@ -23,6 +23,7 @@ class Job:
     graph: str
     architecture: str
     profiles: dict[str, Shapes]
+    engine: str = ""  # where to write it, if anywhere
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def _serve() -> None:
     for job in json.load(sys.stdin):
         log.errors.clear()
         engine = _build(trt, log, Job(**job))
+        if engine and job["engine"]:
+            Path(job["engine"]).write_bytes(engine)
         print(json.dumps(asdict(Build(engine.nbytes if engine else 0, log.errors))), flush=True)
 
 

@@ -1,0 +1,88 @@
+"""What the tests of calibration share: the tiny transformer's parts, exported once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from sana_reference.config import PRESETS, SanaConfig
+from sana_reference.transformer import SanaTransformer
+from sana_runtime.session import Arrays, Device, SessionOptions, open_session
+from sana_runtime.signature import signatures
+
+from sana_export.export import export_parts, sizes_of
+from sana_export.precision import Precision
+
+SIZES = {"batch": 2, "height": 4, "width": 6, "rows": 5}
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """A source of parts whose transformer has random weights."""
+
+    config: SanaConfig
+
+    def transformer(self, dtype: torch.dtype) -> SanaTransformer:
+        torch.manual_seed(0)
+        return SanaTransformer(self.config).to(dtype)
+
+
+def exported(folder: Path, depth: int, precision: Precision, parts: tuple[str, ...]) -> Path:
+    """Folder of the parts of a tiny transformer."""
+    source = RandomWeights(replace(PRESETS["tiny"], depth=depth))
+    export_parts(source, folder, precision, parts=parts)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the caption and transformer parts in fp32, two blocks."""
+    return exported(tmp_path_factory.mktemp("tiny"), 2, Precision.FP32, ("caption", "transformer"))
+
+
+@pytest.fixture(scope="session")
+def tiny_half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the transformer part in fp16, one block."""
+    return exported(tmp_path_factory.mktemp("tiny_half"), 1, Precision.FP16, ("transformer",))
+
+
+@pytest.fixture(scope="session")
+def feeds() -> Callable[..., Arrays]:
+    """Random inputs of the tiny transformer."""
+
+    def make(depth: int = 2, precision: Precision = Precision.FP32) -> Arrays:
+        sizes = sizes_of(replace(PRESETS["tiny"], depth=depth), precision)
+        inputs = signatures(sizes)["transformer"].example_feeds(seed=1, **SIZES)
+        return {**inputs, "timestep": np.array([900, 200], np.float32)}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def velocity() -> Callable[..., np.ndarray]:
+    """Runs a transformer graph."""
+
+    def run(graph: Path, feeds: Arrays, device: Device = Device.ONNXRUNTIME) -> np.ndarray:
+        return open_session(graph, device, SessionOptions(threads=1)).run(feeds)["velocity"]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def save() -> Callable[[ir.Model, Path], Path]:
+    """Writes a model with its weights beside it."""
+
+    def write(model: ir.Model, graph: Path) -> Path:
+        ir.save(model, graph, external_data=f"{graph.name}.data", size_threshold_bytes=1024)
+        return graph
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def distance() -> Callable[[np.ndarray, np.ndarray], float]:
+    """Relative error in the Euclidean norm."""
+    return lambda actual, expected: float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
