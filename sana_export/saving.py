@@ -52,7 +52,7 @@ def _staging(graph: Path) -> Iterator[Path]:
 
 
 def _publish(staged: Path, final: Path) -> None:
-    if not staged.exists():  # a graph of small tensors only
+    if not staged.exists() or not staged.stat().st_size:  # a graph of small tensors only
         final.unlink(missing_ok=True)
         return
     with staged.open("rb") as file:

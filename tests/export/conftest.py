@@ -138,6 +138,7 @@ def small_pipeline(tokenizer_folder: Path) -> SanaPipeline:
             ("block_types", ["ResBlock"] * 5 + ["EfficientViTBlock"]),
             ("block_out_channels", [8, 8, 8, 16, 16, 32]),
             ("layers_per_block", [1] * 6),
+            ("qkv_multiscales", [[], [], [], [], [], [5]]),
         )
     }
     kinds = {"downsample_block_type": "Conv", "upsample_block_type": "interpolate", "scaling_factor": 0.41407}

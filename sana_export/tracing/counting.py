@@ -1,0 +1,89 @@
+"""How many numbers each part holds, from sizes alone: no weight is read."""
+
+from math import prod
+from typing import Protocol
+
+import torch
+from sana_reference.autoencoder import Autoencoder
+from sana_reference.config import AutoencoderConfig, SanaConfig, TextConfig
+from sana_reference.text_encoder import TextEncoder
+from sana_reference.transformer import SanaTransformer
+from torch import nn
+
+from sana_export.tracing.upsampling import upsample_in_phases
+
+__all__ = ["Described", "count_numbers", "count_operations", "largest_tensor"]
+
+ONCE_A_PROMPT = ("caption_projection.", ".cross_attention.kv.", ".cross_attention.norm_k.")
+
+
+class Described(Protocol):
+    """A checkpoint whose sizes are known."""
+
+    @property
+    def config(self) -> SanaConfig:
+        """Sizes of the transformer."""
+
+    @property
+    def autoencoder_config(self) -> AutoencoderConfig:
+        """Sizes of the autoencoder."""
+
+    @property
+    def text_config(self) -> TextConfig:
+        """Sizes of the text encoder."""
+
+
+def count_numbers(sizes: Described, prefix_tokens: int) -> dict[str, int]:
+    """Weights and remembered states of every part."""
+    networks = _networks(sizes)
+    transformer = {name: tensor.numel() for name, tensor in networks["transformer"].named_parameters()}
+    caption = sum(count for name, count in transformer.items() if any(mark in name for mark in ONCE_A_PROMPT))
+    autoencoder = networks["autoencoder"]
+    assert isinstance(autoencoder, Autoencoder)
+    text = sizes.text_config
+    memory = text.depth * 2 * text.kv_heads * prefix_tokens * text.head_dim + text.dim
+    return {
+        "text_encoder": _count(networks["text_encoder"]) + memory,
+        "caption": caption,
+        "transformer": sum(transformer.values()) - caption,
+        "decoder": _count(upsample_in_phases(autoencoder.decoder)),
+        "encoder": _count(autoencoder.encoder),
+    }
+
+
+def count_operations(sizes: Described) -> dict[str, int]:
+    """Layers of every part, which the time to trace it grows with."""
+    networks = _networks(sizes)
+    autoencoder = networks["autoencoder"]
+    assert isinstance(autoencoder, Autoencoder)
+    return {
+        "text_encoder": _leaves(networks["text_encoder"]),
+        "caption": 3 + 2 * sizes.config.depth,
+        "transformer": _leaves(networks["transformer"]),
+        "decoder": _leaves(autoencoder.decoder),
+        "encoder": _leaves(autoencoder.encoder),
+    }
+
+
+def largest_tensor(sizes: Described) -> dict[str, int]:
+    """Numbers in the largest tensor of each network."""
+    return {
+        name: max(prod(tensor.shape) for tensor in network.parameters()) for name, network in _networks(sizes).items()
+    }
+
+
+def _networks(sizes: Described) -> dict[str, nn.Module]:
+    with torch.device("meta"):
+        return {
+            "text_encoder": TextEncoder(sizes.text_config),
+            "transformer": SanaTransformer(sizes.config),
+            "autoencoder": Autoencoder(sizes.autoencoder_config),
+        }
+
+
+def _count(module: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in module.parameters())
+
+
+def _leaves(module: nn.Module) -> int:
+    return sum(not any(True for _ in each.children()) for each in module.modules())
