@@ -56,7 +56,7 @@ class Run:
 
 
 AUTOENCODER_RUN = Run(steps=2500, batch=24, rate=2e-3)
-TRANSFORMER_RUN = Run(steps=4000, batch=256, rate=2e-3)
+TRANSFORMER_RUN = Run(steps=2000, batch=256, rate=2e-3)
 
 
 def workplace() -> Path:
