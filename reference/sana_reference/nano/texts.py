@@ -47,7 +47,8 @@ class Texts:
         for row, each in enumerate(tokens):
             for column, token in enumerate(each):
                 self.ids[row, column, : len(token.ids)] = token.ids
-        weights = np.exp(np.array([[caption.score for caption in each] for each in told]) / temperature)
+        scores = np.array([[caption.score for caption in each] for each in told])
+        weights = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature)
         self.until: NDArray[np.float64] = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
 
     def draw(self, scenes: NDArray[np.int64], dropped: float, rng: Generator) -> TextBatch:
