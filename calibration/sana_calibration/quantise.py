@@ -141,9 +141,12 @@ def _weight_steps(editor: Editor, product: Product, factor: float = 1.0) -> ir.V
 
 def _replace(editor: Editor, product: Product, y: ir.Value) -> None:
     """Let `y` stand where the float product stood, and forget the float weight."""
-    node, result, weight = product.node, product.node.outputs[0], product.weight
+    node, result, weight, tokens = product.node, product.node.outputs[0], product.weight, product.tokens
     y.shape = result.shape
     ir.convenience.replace_all_uses_with(result, y, replace_graph_outputs=True)
     editor.graph.remove(node, safe=True)
     if not weight.uses():
         del editor.graph.initializers[str(weight.name)]
+    narrowing = tokens.producer()
+    if narrowing is not None and narrowing.op_type == "Cast" and not tokens.uses():
+        editor.graph.remove(narrowing, safe=True)

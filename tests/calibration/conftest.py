@@ -30,10 +30,58 @@ class RandomWeights:
         return SanaTransformer(self.config).to(dtype)
 
 
+@dataclass(frozen=True)
+class OutlierWeights(RandomWeights):
+    """The same, with channels up to a hundred times larger than others in front of every product."""
+
+    def transformer(self, dtype: torch.dtype) -> SanaTransformer:
+        model = super().transformer(dtype)
+        with torch.no_grad():
+            for block in model.blocks:
+                inject_outliers(block)
+            model.patch.weight[:3] *= 20  # the residual stream, which the cross-attention's query reads
+            model.patch.bias[:3] *= 20
+        return model
+
+
+def inject_outliers(block: torch.nn.Module) -> None:
+    """Scale channels by log-normal numbers, and undo it in the weight of the product that follows."""
+    attention, cross, feed = block.attention, block.cross_attention, block.feed_forward
+    dim = attention.out.in_features
+
+    def drawn(channels: int) -> torch.Tensor:
+        return torch.randn(channels).mul(1.5).exp().clamp(0.01, 100)
+
+    for source, start, product in (
+        ([attention.qkv.weight], 2 * dim, attention.out),
+        ([cross.kv.weight, cross.kv.bias], dim, cross.out),
+        ([feed.depthwise.weight, feed.depthwise.bias], 0, feed.contract),
+    ):
+        factor = drawn(product.in_features)
+        for tensor in source:
+            part = tensor[start : start + len(factor)]
+            part *= factor.reshape(-1, *[1] * (tensor.dim() - 1))
+        product.weight /= factor
+    for shift, scale, product in ((0, 1, attention.qkv), (3, 4, feed.expand)):
+        factor = drawn(dim)
+        block.table[shift] *= factor
+        block.table[scale] = factor * (1 + block.table[scale]) - 1
+        product.weight /= factor
+    cross.q.weight[:, :3] /= 20
+
+
 def exported(folder: Path, depth: int, precision: Precision, parts: tuple[str, ...]) -> Path:
     """Folder of the parts of a tiny transformer."""
     source = RandomWeights(replace(PRESETS["tiny"], depth=depth))
     export_parts(source, folder, precision, parts=parts)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the caption and transformer parts in fp32 with outlier channels, one block."""
+    folder = tmp_path_factory.mktemp("outliers")
+    export_parts(OutlierWeights(replace(PRESETS["tiny"], depth=1)), folder, parts=("caption", "transformer"))
     return folder
 
 
