@@ -62,7 +62,7 @@ def test_the_instruction_is_a_token_a_word(tokenizer):
 
 def test_training_feeds_what_the_prompt_rules_say(tokenizer, told):
     rules = PromptRules.derive(tokenizer)
-    texts = Texts(told, tokenizer, rules, temperature=1e-3)  # so cold that the best caption is always drawn
+    texts = Texts.of(told, tokenizer, rules, temperature=1e-3)  # so cold that the best caption is always drawn
     batch = texts.draw(np.arange(20), 0.0, np.random.default_rng(0))
     for row, each in enumerate(told[:20]):
         best = max(each, key=lambda caption: caption.score).text
@@ -72,7 +72,7 @@ def test_training_feeds_what_the_prompt_rules_say(tokenizer, told):
 
 
 def test_a_dropped_caption_is_the_empty_prompt_without_instruction(tokenizer, told):
-    texts = Texts(told, tokenizer, PromptRules.derive(tokenizer), temperature=0.5)
+    texts = Texts.of(told, tokenizer, PromptRules.derive(tokenizer), temperature=0.5)
     batch = texts.draw(np.arange(50), 1.0, np.random.default_rng(0))
     assert not batch.instructed.any()
     assert not batch.text_mask.any()
@@ -80,8 +80,18 @@ def test_a_dropped_caption_is_the_empty_prompt_without_instruction(tokenizer, to
 
 
 def test_captions_are_drawn_by_score_and_dropped_by_share(tokenizer, told):
-    texts = Texts(told, tokenizer, PromptRules.derive(tokenizer), temperature=0.5)
+    texts = Texts.of(told, tokenizer, PromptRules.derive(tokenizer), temperature=0.5)
     batch = texts.draw(np.zeros(3000, np.int64), 0.1, np.random.default_rng(0))
     assert abs(float((~batch.instructed).float().mean()) - 0.1) < 0.02
     scores = np.exp(np.array([caption.score for caption in told[0]]) / 0.5)
     np.testing.assert_allclose(np.diff(texts.until[0], prepend=0), scores / scores.sum(), rtol=1e-9)
+
+
+def test_kept_texts_are_read_back_the_same(tokenizer, told, tmp_path):
+    texts = Texts.of(told[:30], tokenizer, PromptRules.derive(tokenizer), temperature=0.5)
+    texts.keep(tmp_path / "texts.npz")
+    batches = [
+        each.draw(np.arange(30), 0.1, np.random.default_rng(1)) for each in (texts, Texts.read(tmp_path / "texts.npz"))
+    ]
+    for first, second in zip(*map(vars, batches), strict=True):
+        assert (vars(batches[0])[first] == vars(batches[1])[second]).all()

@@ -10,6 +10,7 @@ from sana_reference.config import AutoencoderConfig, SanaConfig, TextConfig
 __all__ = [
     "AUTOENCODER",
     "AUTOENCODER_RUN",
+    "DECODER_RUN",
     "SCENES",
     "SIDE",
     "TEXT",
@@ -56,6 +57,7 @@ class Run:
 
 
 AUTOENCODER_RUN = Run(steps=2500, batch=24, rate=2e-3)
+DECODER_RUN = Run(steps=2000, batch=32, rate=1e-3, decay=0.7)
 TRANSFORMER_RUN = Run(steps=2000, batch=256, rate=2e-3)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,23 +34,41 @@ class TextBatch:
     row_mask: Tensor
 
 
+@dataclass(frozen=True)
 class Texts:
-    """Tokens (scenes, captions, L) of all captions, and the probability of each within its scene."""
+    """Tokens of all captions, and how probable each is within its scene."""
 
-    def __init__(
-        self, told: Sequence[Sequence[Caption]], tokenizer: Tokenizer, rules: PromptRules, temperature: float
-    ) -> None:
+    ids: NDArray[np.int16]  # (scenes, captions, L)
+    lengths: NDArray[np.int64]  # (scenes, captions)
+    until: NDArray[np.float64]  # (scenes, captions), probabilities added up
+    hidden: int  # leading tokens of every caption that belong to the instruction
+
+    @classmethod
+    def of(
+        cls, told: Sequence[Sequence[Caption]], tokenizer: Tokenizer, rules: PromptRules, temperature: float
+    ) -> "Texts":
+        """Captions behind the instruction; each drawn with probability proportional to exp(score / temperature)."""
         tokens = [[rules.instruct(tokenizer, caption.text) for caption in each] for each in told]
         assert all(token.instructed for each in tokens for token in each), "a caption changes the instruction's tokens"
-        self.hidden = rules.start - len(rules.prefix)
-        self.lengths = np.array([[len(token.ids) for token in each] for each in tokens])
-        self.ids = np.zeros((*self.lengths.shape, self.lengths.max()), np.int16)
+        lengths = np.array([[len(token.ids) for token in each] for each in tokens])
+        ids = np.zeros((*lengths.shape, lengths.max()), np.int16)
         for row, each in enumerate(tokens):
             for column, token in enumerate(each):
-                self.ids[row, column, : len(token.ids)] = token.ids
+                ids[row, column, : len(token.ids)] = token.ids
         scores = np.array([[caption.score for caption in each] for each in told])
         weights = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature)
-        self.until: NDArray[np.float64] = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
+        until = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
+        return cls(ids, lengths, until, rules.start - len(rules.prefix))
+
+    @classmethod
+    def read(cls, path: Path) -> "Texts":
+        """What `keep` wrote."""
+        with np.load(path) as kept:
+            return cls(kept["ids"], kept["lengths"], kept["until"], int(kept["hidden"]))
+
+    def keep(self, path: Path) -> None:
+        """Write everything to one file."""
+        np.savez(path, ids=self.ids, lengths=self.lengths, until=self.until, hidden=self.hidden)
 
     def draw(self, scenes: NDArray[np.int64], dropped: float, rng: Generator) -> TextBatch:
         """One caption for each scene, by score; a share of them `dropped` to the empty, un-instructed prompt."""

@@ -1,14 +1,31 @@
-"""Train nano: `python -m sana_reference.nano.train autoencoder`, then `transformer`; each resumes where it stopped."""
+"""Train nano: `python -m sana_reference.nano.train autoencoder`, then `transformer`, then `decoder`.
+
+Each resumes where it stopped.
+"""
 
 import argparse
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from sana_reference.nano.evaluation import evaluate, questions, table
 from sana_reference.nano.parallel import in_workers
-from sana_reference.nano.recipe import AUTOENCODER_RUN, SIDE, TRANSFORMER_RUN
-from sana_reference.nano.train_autoencoder import train_autoencoder, training_pictures, validation_pictures
-from sana_reference.nano.train_transformer import encode_share, finish_latents, prepare_tokenizer, train_transformer
+from sana_reference.nano.recipe import AUTOENCODER_RUN, DECODER_RUN, SIDE, TRANSFORMER_RUN, workplace
+from sana_reference.nano.train_autoencoder import (
+    sharpen_decoder,
+    train_autoencoder,
+    training_pictures,
+    validation_pictures,
+)
+from sana_reference.nano.train_transformer import (
+    encode_share,
+    finish_latents,
+    finished_autoencoder,
+    prepare_texts,
+    prepare_tokenizer,
+    train_transformer,
+)
 from sana_reference.pipeline import ReferencePipeline
 
 __all__ = ["judge", "main"]
@@ -21,23 +38,38 @@ def judge(pipeline: ReferencePipeline) -> dict[str, float]:
     return {name: score.share for name, score in table(asked, answers).items()}
 
 
+def _autoencoder(steps: int | None, workers: int) -> None:
+    training_pictures(), validation_pictures()  # drawn here, before the workers ask for them
+    run = replace(AUTOENCODER_RUN, steps=steps or AUTOENCODER_RUN.steps)
+    in_workers(partial(train_autoencoder, run), workers)
+
+
+def _transformer(steps: int | None, workers: int) -> None:
+    prepare_tokenizer()
+    prepare_texts()
+    in_workers(encode_share, workers)
+    finish_latents()
+    run = replace(TRANSFORMER_RUN, steps=steps or TRANSFORMER_RUN.steps)
+    in_workers(partial(train_transformer, run, judge=judge), workers)
+
+
+def _decoder(steps: int | None, workers: int) -> None:
+    latents = np.load(workplace() / "latents.npy")
+    run = replace(DECODER_RUN, steps=steps or DECODER_RUN.steps)
+    in_workers(partial(sharpen_decoder, finished_autoencoder(), latents, run), workers)
+
+
+STAGES = {"autoencoder": _autoencoder, "transformer": _transformer, "decoder": _decoder}
+
+
 def main() -> None:
     """Run one stage of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["autoencoder", "transformer"])
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--steps", type=int, help="length of the run, when it must differ from the recipe's")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
-    if given.stage == "autoencoder":
-        training_pictures(), validation_pictures()  # drawn here, before the workers ask for them
-        run = replace(AUTOENCODER_RUN, steps=given.steps or AUTOENCODER_RUN.steps)
-        in_workers(partial(train_autoencoder, run), given.workers)
-    else:
-        prepare_tokenizer()
-        in_workers(encode_share, given.workers)
-        finish_latents()
-        run = replace(TRANSFORMER_RUN, steps=given.steps or TRANSFORMER_RUN.steps)
-        in_workers(partial(train_transformer, run, judge=judge), given.workers)
+    STAGES[given.stage](given.steps, given.workers)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,30 @@
 """Train nano's autoencoder on drawn scenes."""
 
+from copy import copy
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sana_reference.autoencoder import Autoencoder
+from sana_reference.autoencoder import Autoencoder, Decoder
 from sana_reference.nano.drawn import drawn, scene_list
-from sana_reference.nano.optimiser import Average, Optimiser
-from sana_reference.nano.parallel import average_gradients, rank, workers
+from sana_reference.nano.loop import learn
+from sana_reference.nano.parallel import rank, workers
 from sana_reference.nano.progress import Diary, save_grid
-from sana_reference.nano.recipe import AUTOENCODER, AUTOENCODER_RUN, SCENES, SIDE, VALIDATION, Run, workplace
+from sana_reference.nano.recipe import (
+    AUTOENCODER,
+    AUTOENCODER_RUN,
+    DECODER_RUN,
+    SCENES,
+    SIDE,
+    VALIDATION,
+    Run,
+    workplace,
+)
 
-__all__ = ["psnr", "train_autoencoder", "training_pictures", "validation_pictures"]
+__all__ = ["psnr", "sharpen_decoder", "train_autoencoder", "training_pictures", "validation_pictures"]
 
 NOISE = 0.1  # added to latents, as a share of their spread: the decoder learns to bear the sampler's errors
 
@@ -30,7 +41,7 @@ def validation_pictures() -> NDArray[np.uint8]:
 
 def as_pixels(pictures: NDArray[np.uint8]) -> Tensor:
     """Bytes (B, H, W, 3) to (B, 3, H, W) in [-1, 1], channels last in memory."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def edges(picture: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,15 +49,26 @@ def edges(picture: Tensor) -> tuple[Tensor, Tensor]:
     return picture.diff(dim=2), picture.diff(dim=3)
 
 
+def picture_loss(painted: Tensor, pixels: Tensor) -> Tensor:
+    """Distance of pixels and of edges."""
+    pixel = F.l1_loss(painted, pixels) + 16 * F.mse_loss(painted, pixels)
+    down, across = (F.l1_loss(ours, true) for ours, true in zip(edges(painted), edges(pixels), strict=True))
+    return pixel + down + across
+
+
 def loss_of(model: Autoencoder, pixels: Tensor) -> Tensor:
-    """Distance of pixels and of edges, and how far the latents are from zero mean and unit spread."""
+    """The loss of pictures painted from noisy latents, and how far these are from zero mean and unit spread."""
     latent = model.encode(pixels)
     spread, centre = torch.std_mean(latent, dim=(0, 2, 3))
     noisy = latent + NOISE * spread.detach()[:, None, None] * torch.randn_like(latent)
-    painted = model.decode(noisy)
-    pixel = F.l1_loss(painted, pixels) + 16 * F.mse_loss(painted, pixels)
-    edge = sum(F.l1_loss(ours, true) for ours, true in zip(edges(painted), edges(pixels), strict=True))
-    return pixel + edge + 0.01 * (centre.square().mean() + (spread - 1).square().mean())
+    straying = centre.square().mean() + (spread - 1).square().mean()
+    return picture_loss(model.decode(noisy), pixels) + 0.01 * straying
+
+
+def chosen(run: Run, step: int, count: int) -> NDArray[np.int64]:
+    """This worker's share of a batch out of `count` scenes, in the order in which they are stored."""
+    rng = np.random.default_rng((run.seed, step, rank()))
+    return np.sort(rng.integers(count, size=run.batch // workers()))
 
 
 @torch.no_grad()
@@ -71,37 +93,40 @@ def report(model: Autoencoder, pictures: NDArray[np.uint8], diary: Diary, step: 
 
 
 def train_autoencoder(run: Run = AUTOENCODER_RUN, every: int = 250) -> Autoencoder:
-    """Train to the end of `run`, resuming what an earlier call left; returns the averaged model."""
-    torch.manual_seed(run.seed)
+    """Train both halves to the end of `run`; returns the averaged model."""
     diary = Diary(workplace() / "autoencoder")
+    torch.manual_seed(run.seed)
     model: Autoencoder = Autoencoder(AUTOENCODER).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average, optimiser, start = Average(model, run.ema), Optimiser([model], run), 0
-    if state := diary.kept():
-        model.load_state_dict(state["model"])
-        average.model.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        start = state["step"]
     pictures, unseen = training_pictures(), validation_pictures()
-    for step in range(start, run.steps):
-        chosen = np.random.default_rng((run.seed, step, rank())).integers(len(pictures), size=run.batch // workers())
+
+    def loss(step: int) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, as_pixels(pictures[np.sort(chosen)]))
-        loss.backward()  # type: ignore[no-untyped-call]
-        average_gradients([model])
-        optimiser.step(step)
-        average.follow(model, step)
-        if rank():
-            continue
-        if (step + 1) % 25 == 0:
-            diary.note(step=step + 1, loss=loss.item(), seconds=diary.seconds())
-        if (step + 1) % every == 0 or step + 1 == run.steps:
-            diary.note(step=step + 1, psnr=report(average.model, unseen[:128], diary, step + 1))
-            diary.keep(
-                {
-                    "model": model.state_dict(),
-                    "average": average.model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "step": step + 1,
-                }
-            )
-    return average.model
+            return loss_of(model, as_pixels(pictures[chosen(run, step, len(pictures))]))
+
+    def measure(averaged: Autoencoder, step: int) -> dict[str, float]:
+        return {"psnr": report(averaged, unseen[:128], diary, step)}
+
+    return learn(model, run, diary, loss, measure, every)
+
+
+def sharpen_decoder(model: Autoencoder, latents: NDArray[np.float32], run: Run = DECODER_RUN, every: int = 250) -> None:
+    """Train the decoder alone on latents of the training scenes, so that latents stay what the transformer knows."""
+    diary = Diary(workplace() / "decoder")
+    torch.manual_seed(run.seed)
+    model.encoder.requires_grad_(False)
+    decoder = model.decoder.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pictures, unseen = training_pictures(), validation_pictures()
+
+    def loss(step: int) -> Tensor:
+        scenes = chosen(run, step, len(pictures))
+        clean = torch.from_numpy(latents[scenes])
+        with torch.autocast("cpu", torch.bfloat16):
+            painted = decoder((clean + NOISE * torch.randn_like(clean)) / model.scaling_factor)
+            return picture_loss(painted.float(), as_pixels(pictures[scenes]))
+
+    def measure(averaged: Decoder, step: int) -> dict[str, float]:
+        whole = copy(model)
+        whole.decoder = averaged
+        return {"psnr": report(whole, unseen[:128], diary, step)}
+
+    learn(decoder, run, diary, loss, measure, every)

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from sana_reference.autoencoder import Autoencoder
 from sana_reference.checkpoint.defaults import SolverDefaults
 from sana_reference.nano.drawn import scene_list
-from sana_reference.nano.optimiser import Average, Optimiser
-from sana_reference.nano.parallel import average_gradients, rank, workers
+from sana_reference.nano.loop import learn
+from sana_reference.nano.parallel import rank, workers
 from sana_reference.nano.progress import Diary, save_grid
 from sana_reference.nano.recipe import (
     AUTOENCODER,
@@ -40,6 +40,7 @@ __all__ = [
     "encode_share",
     "finish_latents",
     "finished_autoencoder",
+    "prepare_texts",
     "prepare_tokenizer",
     "train_transformer",
 ]
@@ -92,11 +93,16 @@ class Painter(nn.Module):
 
 
 def finished_autoencoder(scaling_factor: float | None = None) -> Autoencoder:
-    """The average that the autoencoder's training ended with; its latents have unit spread unless told otherwise."""
-    state = torch.load(workplace() / "autoencoder" / "state.pt", weights_only=True)
+    """The average that the training of the autoencoder, and then of its decoder, ended with.
+
+    Its latents have unit spread unless told otherwise.
+    """
     factor = scaling_factor or float((workplace() / "scale.txt").read_text())
     model = Autoencoder(replace(AUTOENCODER, scaling_factor=factor))
-    model.load_state_dict(state["average"])
+    model.load_state_dict(torch.load(workplace() / "autoencoder" / "state.pt", weights_only=True)["average"])
+    sharpened = workplace() / "decoder" / "state.pt"
+    if sharpened.is_file():
+        model.decoder.load_state_dict(torch.load(sharpened, weights_only=True)["average"])
     return model.eval().requires_grad_(False)
 
 
@@ -106,6 +112,15 @@ def prepare_tokenizer() -> None:
     if not (folder / "tokenizer.json").is_file():
         told = all_captions(scene_list(4000, seed=1, held_out=False), 1, seed=4)
         write_tokenizer(train_tokenizer(caption.text for each in told for caption in each), folder)
+
+
+def prepare_texts() -> None:
+    """Word the captions of all training scenes and keep their tokens."""
+    path = workplace() / "texts.npz"
+    if not path.is_file():
+        tokenizer = Tokenizer(workplace() / "tokenizer" / "tokenizer.json")
+        told = all_captions(scene_list(SCENES, seed=1, held_out=False), WORDINGS, seed=5)
+        Texts.of(told, tokenizer, PromptRules.derive(tokenizer), TEMPERATURE).keep(path)
 
 
 def encode_share() -> None:
@@ -144,12 +159,10 @@ class Lessons:
 
     @classmethod
     def read(cls) -> "Lessons":
-        """What `prepare` left, and the captions in words of this training."""
+        """What was prepared."""
         tokenizer = Tokenizer(workplace() / "tokenizer" / "tokenizer.json")
-        rules = PromptRules.derive(tokenizer)
-        told = all_captions(scene_list(SCENES, seed=1, held_out=False), WORDINGS, seed=5)
-        texts = Texts(told, tokenizer, rules, TEMPERATURE)
-        return cls(np.load(workplace() / "latents.npy"), texts, tokenizer, rules)
+        texts = Texts.read(workplace() / "texts.npz")
+        return cls(np.load(workplace() / "latents.npy"), texts, tokenizer, PromptRules.derive(tokenizer))
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
@@ -196,35 +209,13 @@ def train_transformer(
     run: Run = TRANSFORMER_RUN, every: int = 400, judge: Callable[[ReferencePipeline], dict[str, float]] | None = None
 ) -> None:
     """Train to the end of `run`, resuming what an earlier call left; `judge` measures the averaged model."""
+    diary, lessons = Diary(workplace() / "transformer"), Lessons.read()
     torch.manual_seed(run.seed)
-    diary, lessons, model = Diary(workplace() / "transformer"), Lessons.read(), Painter()
-    average, optimiser, start = Average(model, run.ema), Optimiser([model], run), 0
-    if state := diary.kept():
-        model.load_state_dict(state["model"])
-        average.model.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        start = state["step"]
-    losses = []
-    for step in range(start, run.steps):
-        loss = loss_of(model, lessons, run, step)
-        loss.backward()  # type: ignore[no-untyped-call]
-        average_gradients([model])
-        optimiser.step(step)
-        average.follow(model, step)
-        if rank():
-            continue
-        losses.append(loss.item())
-        if (step + 1) % 50 == 0:
-            diary.note(step=step + 1, loss=float(np.mean(losses[-50:])), seconds=diary.seconds())
-        if (step + 1) % every == 0 or step + 1 == run.steps:
-            pipeline = pipeline_of(average.model, lessons)
-            save_grid(pipeline.generate(PROMPTS, size=(SIDE, SIDE)), 6, diary.folder / f"grid-{step + 1:05d}.png")
-            diary.note(step=step + 1, **(judge(pipeline) if judge else {}))
-            diary.keep(
-                {
-                    "model": model.state_dict(),
-                    "average": average.model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "step": step + 1,
-                }
-            )
+    model = Painter()
+
+    def measure(averaged: Painter, step: int) -> dict[str, float]:
+        pipeline = pipeline_of(averaged, lessons)
+        save_grid(pipeline.generate(PROMPTS, size=(SIDE, SIDE)), 6, diary.folder / f"grid-{step:05d}.png")
+        return judge(pipeline) if judge else {}
+
+    learn(model, run, diary, lambda step: loss_of(model, lessons, run, step), measure, every)
