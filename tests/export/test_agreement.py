@@ -1,12 +1,20 @@
 """Every part, run by onnxruntime, computes what the reference computes, at sizes that were not traced."""
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from sana_plugins.custom_op import attach, turing_body
 from sana_reference.config import AUTOENCODERS, PRESETS, AutoencoderConfig, TextConfig
 from sana_reference.text_encoder import mask_scores
+
+_spec = importlib.util.spec_from_file_location("rtx_builds", Path(__file__).parents[1] / "rtx_builds.py")
+rtx_builds = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rtx_builds)
 
 TINY = PRESETS["tiny"]
 SHAPES = {  # what the released models differ in, at a fraction of their size
@@ -65,6 +73,16 @@ def test_a_half_precision_transformer_agrees_within_half_precision(random_model,
     assert actual.dtype == np.float32
     wide = {**feeds, "text_kv": feeds["text_kv"].astype(np.float32)}
     assert 1e-6 < error(actual, reference(model.transformer(), wide)) <= 1e-2
+
+
+def test_tensorrt_rtx_builds_a_half_precision_transformer_for_turing_with_the_turing_body(random_model, export):
+    part = export(random_model(SHAPES["0.6b"]), "fp16", ("caption", "transformer"))["transformer"]
+    turing = part.graph.with_name("turing.onnx")
+    onnx.save(attach(onnx.load(part.graph, load_external_data=False), turing_body()), turing)
+    jobs = [rtx_builds.Job(str(graph), "SM75", part.signature.profiles()) for graph in (turing, part.graph)]
+    built, refused = rtx_builds.build_all(jobs)
+    assert built.engine_bytes, built.errors
+    assert not refused.engine_bytes
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

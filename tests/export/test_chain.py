@@ -19,6 +19,7 @@ from sana_runtime.signature import PARTS
 from sana_runtime.solver import FlowDpm, walk
 
 from sana_export.export import export_parts
+from sana_export.plan import plan
 from sana_export.precision import Precision
 
 _spec = importlib.util.spec_from_file_location("rtx_builds", Path(__file__).parents[1] / "rtx_builds.py")
@@ -119,6 +120,27 @@ def test_half_precision_parts_paint_nearly_the_same_picture(written, half_parts,
     assert psnr(picture, diffusers_picture(written.pipeline, latents)) >= 30
 
 
+def test_bfloat16_text_states_agree_within_bfloat16(written, half_parts):
+    part, rules = half_parts["text_encoder"], written.rules
+    inputs = batch([rules.plain(written.tokenizer, "x"), rules.instruct(written.tokenizer, PROMPT)])
+    feeds = {"input_ids": inputs.input_ids, "text_mask": inputs.text_mask, "instructed": inputs.instructed}
+    actual = open_in_openvino({"text_encoder": part})("text_encoder", **feeds)
+    encoder = written.checkpoint.text_encoder()
+    with torch.no_grad():
+        states = encoder(*map(torch.from_numpy, feeds.values()), encoder.prefix(rules.prefix)).numpy()
+    difference = np.abs(actual - states)[inputs.row_mask].max() / np.abs(states).max()
+    assert 1e-6 < difference <= 5e-2
+
+
+def test_the_plan_foresaw_the_size_of_every_part(written, parts):
+    foreseen = {part.name: part for part in plan(written.checkpoint, prefix_tokens=len(written.rules.prefix)).parts}
+    for name, part in parts.items():
+        model = onnx.load(part.graph, load_external_data=False)
+        floats = [weight for weight in model.graph.initializer if weight.data_type == onnx.TensorProto.FLOAT]
+        held = sum(math.prod(weight.dims) for weight in floats)
+        assert held == pytest.approx(foreseen[name].parameters, rel=0.02, abs=300), name  # small constants come on top
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_a_part_is_valid_onnx_and_tidy(name, parts):
     path = parts[name].graph
@@ -138,7 +160,7 @@ def test_small_tensors_are_inside_the_graph_and_large_ones_beside_it(name, parts
     model = onnx.load(parts[name].graph, load_external_data=False)
     for weight in model.graph.initializer:
         outside = weight.data_location == onnx.TensorProto.EXTERNAL
-        large = math.prod(weight.dims) * 4 >= 1024 and weight.data_type == onnx.TensorProto.FLOAT
+        large = math.prod(weight.dims) * 4 > 1024 and weight.data_type == onnx.TensorProto.FLOAT
         assert outside == large, weight.name
         assert not outside or {entry.key: entry.value for entry in weight.external_data}["location"] == f"{name}.data"
     assert {path.name for path in parts[name].files} == {f"{name}.onnx", f"{name}.data"}
@@ -190,7 +212,8 @@ def test_exporting_again_in_another_process_gives_the_same_bytes(written, parts,
             assert again == hashlib.sha256(file.read_bytes()).hexdigest(), file.name
 
 
-def test_tensorrt_rtx_builds_every_part_for_ada(half_parts):
-    jobs = [rtx_builds.Job(str(part.graph), "SM89", part.signature.profiles()) for part in half_parts.values()]
+def test_tensorrt_rtx_builds_every_part_for_ada(parts, half_parts):
+    every = (*half_parts.values(), parts["encoder"])
+    jobs = [rtx_builds.Job(str(part.graph), "SM89", part.signature.profiles()) for part in every]
     for job, build in zip(jobs, rtx_builds.build_all(jobs), strict=True):
         assert build.engine_bytes > 0, (job.graph, build.errors)
