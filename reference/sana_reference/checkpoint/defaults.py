@@ -69,8 +69,9 @@ def _flow_dpm(fields: Fields) -> SolverDefaults:
     for name in (*NEVER, "thresholding", "euler_at_final", "use_lu_lambdas", "rescale_betas_zero_snr"):
         fields.only(name, False, None, default=False)
     shift = fields.number("flow_shift", 1.0)
+    guidance = fields.number("_guidance_scale", GUIDANCE)  # nano's own field, which diffusers passes over
     fields.finish(UNUSED_BY_DPM)
-    return SolverDefaults(FlowDpm.name, FlowDpm.usual_steps, shift)
+    return SolverDefaults(FlowDpm.name, FlowDpm.usual_steps, shift, guidance)
 
 
 def _flow_euler(fields: Fields) -> SolverDefaults:

@@ -45,8 +45,8 @@ def write_text_encoder(model: TextEncoder, folder: Path) -> None:
     _write_json(folder / "config.json", _text_fields(config))
 
 
-def write_index(config: SanaConfig, folder: Path) -> None:
-    """The files that name the parts and the solver."""
+def write_index(config: SanaConfig, guidance: float, folder: Path) -> None:
+    """The files that name the parts and the solver; diffusers passes over the field of the guidance."""
     parts = {
         "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
         "text_encoder": ["transformers", "Gemma2Model"],
@@ -58,6 +58,7 @@ def write_index(config: SanaConfig, folder: Path) -> None:
     scheduler = {
         "_class_name": "DPMSolverMultistepScheduler",
         "_diffusers_version": VERSION,
+        "_guidance_scale": guidance,
         "algorithm_type": "dpmsolver++",
         "final_sigmas_type": "zero",
         "flow_shift": config.flow_shift,

@@ -11,6 +11,7 @@ __all__ = [
     "AUTOENCODER",
     "AUTOENCODER_RUN",
     "DECODER_RUN",
+    "GUIDANCE",
     "SCENES",
     "SIDE",
     "TEXT",
@@ -37,6 +38,8 @@ TEXT = TextConfig(vocabulary=978, dim=160, depth=3, heads=4, kv_heads=2, head_di
 TRANSFORMER = SanaConfig(
     "nano", depth=6, dim=160, cross_heads=5, text_dim=TEXT.dim, sample_size=SIDE // 32, flow_shift=2.0
 )
+
+GUIDANCE = 2.0  # what nano is best painted with
 
 
 @dataclass(frozen=True)

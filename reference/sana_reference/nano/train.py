@@ -1,4 +1,4 @@
-"""Train nano: `python -m sana_reference.nano.train autoencoder`, then `transformer`, then `decoder`.
+"""Train nano: `python -m sana_reference.nano.train autoencoder`, then `transformer`, `decoder`, `export`.
 
 Each resumes where it stopped.
 """
@@ -6,12 +6,24 @@ Each resumes where it stopped.
 import argparse
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 
 from sana_reference.nano.evaluation import evaluate, questions, table
+from sana_reference.nano.export import write_autoencoder, write_index, write_text_encoder, write_transformer
 from sana_reference.nano.parallel import in_workers
-from sana_reference.nano.recipe import AUTOENCODER_RUN, DECODER_RUN, SIDE, TRANSFORMER_RUN, workplace
+from sana_reference.nano.recipe import (
+    AUTOENCODER,
+    AUTOENCODER_RUN,
+    DECODER_RUN,
+    GUIDANCE,
+    SIDE,
+    TRANSFORMER,
+    TRANSFORMER_RUN,
+    workplace,
+)
 from sana_reference.nano.train_autoencoder import (
     sharpen_decoder,
     train_autoencoder,
@@ -22,6 +34,7 @@ from sana_reference.nano.train_transformer import (
     encode_share,
     finish_latents,
     finished_autoencoder,
+    finished_painter,
     prepare_texts,
     prepare_tokenizer,
     train_transformer,
@@ -59,7 +72,18 @@ def _decoder(steps: int | None, workers: int) -> None:
     in_workers(partial(sharpen_decoder, finished_autoencoder(), latents, run), workers)
 
 
-STAGES = {"autoencoder": _autoencoder, "transformer": _transformer, "decoder": _decoder}
+def _export(steps: int | None, workers: int) -> None:
+    """Write the weights into the package, whatever stage they are at; its model card is written by hand."""
+    write_index(TRANSFORMER, GUIDANCE, WEIGHTS)
+    autoencoder, painter = finished_autoencoder(), finished_painter()
+    write_autoencoder(autoencoder, replace(AUTOENCODER, scaling_factor=autoencoder.scaling_factor), WEIGHTS / "vae")
+    write_transformer(painter.transformer, WEIGHTS / "transformer")
+    write_text_encoder(painter.text_encoder, WEIGHTS / "text_encoder")
+    copytree(workplace() / "tokenizer", WEIGHTS / "tokenizer", dirs_exist_ok=True)
+
+
+STAGES = {"autoencoder": _autoencoder, "transformer": _transformer, "decoder": _decoder, "export": _export}
+WEIGHTS = Path(__file__).parent / "weights"
 
 
 def main() -> None:

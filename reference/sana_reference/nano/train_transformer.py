@@ -21,6 +21,7 @@ from sana_reference.nano.parallel import rank, workers
 from sana_reference.nano.progress import Diary, save_grid
 from sana_reference.nano.recipe import (
     AUTOENCODER,
+    GUIDANCE,
     SCENES,
     SIDE,
     TEXT,
@@ -40,6 +41,7 @@ __all__ = [
     "encode_share",
     "finish_latents",
     "finished_autoencoder",
+    "finished_painter",
     "prepare_texts",
     "prepare_tokenizer",
     "train_transformer",
@@ -49,7 +51,6 @@ DROPPED = 0.1  # share of captions that are left out, for guidance
 TEMPERATURE = 0.5  # of the captions' scores
 WORDINGS = 3
 DRAWS = 2  # noises drawn for each caption: the text is computed once for both
-GUIDANCE = 2.0  # of the pictures painted while training
 PROMPTS = (
     "a red circle",
     "a small green star in the top left corner",
@@ -103,6 +104,13 @@ def finished_autoencoder(scaling_factor: float | None = None) -> Autoencoder:
     sharpened = workplace() / "decoder" / "state.pt"
     if sharpened.is_file():
         model.decoder.load_state_dict(torch.load(sharpened, weights_only=True)["average"])
+    return model.eval().requires_grad_(False)
+
+
+def finished_painter() -> Painter:
+    """The average that the transformer's and the text encoder's training has come to."""
+    model = Painter()
+    model.load_state_dict(torch.load(workplace() / "transformer" / "state.pt", weights_only=True)["average"])
     return model.eval().requires_grad_(False)
 
 
