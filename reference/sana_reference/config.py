@@ -64,6 +64,7 @@ PRESETS = {
         replace(SANA_1600M, name="sana1.5-4800m", qk_norm=True, depth=60),
         _sprint(SANA_600M, "sprint-600m"),
         _sprint(SANA_1600M, "sprint-1600m"),
+        SanaConfig("nano", depth=6, dim=160, cross_heads=5, text_dim=160, sample_size=4, flow_shift=2.0),
         SanaConfig("tiny", depth=2, dim=64, cross_heads=2, text_dim=48, sample_size=4),
     )
 }
@@ -89,6 +90,13 @@ AUTOENCODERS = {
     config.name: config
     for config in (
         DC_AE_F32C32,
+        AutoencoderConfig(
+            "nano",
+            channels=(24, 24, 48, 96, 128, 128),
+            encoder_layers=(0, 1, 1, 1, 1, 1),
+            decoder_layers=(0, 1, 1, 1, 1, 1),
+            scaling_factor=0.9114,
+        ),
         AutoencoderConfig(
             "tiny",
             channels=(8, 16, 16, 32, 32, 32),

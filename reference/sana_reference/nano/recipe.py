@@ -1,11 +1,11 @@
 """The sizes and settings that nano is trained with: one place to read what was done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import platformdirs
 
-from sana_reference.config import AutoencoderConfig, SanaConfig, TextConfig
+from sana_reference.config import AUTOENCODERS, PRESETS, TextConfig
 
 __all__ = [
     "AUTOENCODER",
@@ -26,19 +26,9 @@ SIDE = 128  # pixels; the latent is 4 × 4
 SCENES = 30_000  # drawn once; the same for the autoencoder and the transformer
 VALIDATION = 512
 
-AUTOENCODER = AutoencoderConfig(
-    "nano",
-    channels=(24, 24, 48, 96, 128, 128),
-    encoder_layers=(0, 1, 1, 1, 1, 1),
-    decoder_layers=(0, 1, 1, 1, 1, 1),
-    scaling_factor=1.0,  # while training; measured at the end
-)
-
+AUTOENCODER = replace(AUTOENCODERS["nano"], scaling_factor=1.0)  # while training; measured at the end
+TRANSFORMER = PRESETS["nano"]
 TEXT = TextConfig(vocabulary=978, dim=160, depth=3, heads=4, kv_heads=2, head_dim=32, hidden=320, query_scalar=32.0)
-TRANSFORMER = SanaConfig(
-    "nano", depth=6, dim=160, cross_heads=5, text_dim=TEXT.dim, sample_size=SIDE // 32, flow_shift=2.0
-)
-
 GUIDANCE = 2.0  # what nano is best painted with
 
 
