@@ -23,7 +23,7 @@ from sana_calibration.edit import Editor
 from sana_calibration.products import Product, chosen, find_products, share
 from sana_calibration.rounding import LEVELS, SMALLEST, column_codes, column_steps
 
-__all__ = ["SCHEME", "Quantised", "Variant", "quantise"]
+__all__ = ["SCHEME", "Int8Writer", "Quantised", "Variant", "quantise"]
 
 SCHEME = "int8: weights symmetric per output channel, activations symmetric per token"
 
@@ -66,20 +66,33 @@ def quantise(model: ir.Model, names: Iterable[str] | None = None, variant: Varia
     INT8 weights are made from the float ones when the model is saved, one weight at a time.
     """
     whole, products = find_products(model), chosen(model, names)
-    write = {Variant.PORTABLE: _portable_product, Variant.TURING: _turing_product}[variant]
-    known: dict[ir.Value, Codes] = {}
+    writer = Int8Writer(model.graph, variant)
     for product in products:
-        editor = Editor(model.graph, product.node, f"{product.name}.int8")
-        if product.tokens not in known:
-            known[product.tokens] = _round_tokens(
-                editor, product.tokens, FLOAT if variant is Variant.PORTABLE else HALF
-            )
-        columns, step = write(editor, product, known[product.tokens]), known[product.tokens].step
-        scaled = editor.node("Mul", [columns, step], "scaled")
-        _replace(editor, product, editor.cast(scaled, ir.DataType(product.node.outputs[0].dtype), "result"))
+        _replace(model.graph, product, writer.write(product))
     done = tuple(product.name for product in products)
     left = tuple(product.name for product in whole if product.name not in done)
     return Quantised(done, left, share(products, whole) if whole else 0.0)
+
+
+class Int8Writer:
+    """Writes INT8 forms of products into one graph, and rounds tokens that several products read once."""
+
+    def __init__(self, graph: ir.Graph, variant: Variant) -> None:
+        self._graph = graph
+        self._operand = {Variant.PORTABLE: FLOAT, Variant.TURING: HALF}[variant]
+        self._multiply = {Variant.PORTABLE: _portable_product, Variant.TURING: _turing_product}[variant]
+        self._rounded: dict[ir.Value, Codes] = {}
+
+    def write(self, product: Product) -> ir.Value:
+        """The result of the INT8 form, in the type of the float product, which stays where it is."""
+        editor = Editor(self._graph, product.node, f"{product.name}.int8")
+        if product.tokens not in self._rounded:
+            self._rounded[product.tokens] = _round_tokens(editor, product.tokens, self._operand)
+        codes, result = self._rounded[product.tokens], product.node.outputs[0]
+        scaled = editor.node("Mul", [self._multiply(editor, product, codes), codes.step], "scaled")
+        y = editor.cast(scaled, ir.DataType(result.dtype), "result")
+        y.shape = result.shape
+        return y
 
 
 def _round_tokens(editor: Editor, tokens: ir.Value, operand: ir.DataType) -> Codes:
@@ -139,14 +152,13 @@ def _weight_steps(editor: Editor, product: Product, factor: float = 1.0) -> ir.V
     return editor.later(name, lambda: column_steps(tensor.numpy()) * np.float32(factor), np.float32, shape)
 
 
-def _replace(editor: Editor, product: Product, y: ir.Value) -> None:
+def _replace(graph: ir.Graph, product: Product, y: ir.Value) -> None:
     """Let `y` stand where the float product stood, and forget the float weight."""
-    node, result, weight, tokens = product.node, product.node.outputs[0], product.weight, product.tokens
-    y.shape = result.shape
-    ir.convenience.replace_all_uses_with(result, y, replace_graph_outputs=True)
-    editor.graph.remove(node, safe=True)
+    weight, tokens = product.weight, product.tokens
+    ir.convenience.replace_all_uses_with(product.node.outputs[0], y, replace_graph_outputs=True)
+    graph.remove(product.node, safe=True)
     if not weight.uses():
-        del editor.graph.initializers[str(weight.name)]
+        del graph.initializers[str(weight.name)]
     narrowing = tokens.producer()
     if narrowing is not None and narrowing.op_type == "Cast" and not tokens.uses():
-        editor.graph.remove(narrowing, safe=True)
+        graph.remove(narrowing, safe=True)

@@ -8,13 +8,19 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from sana_calibration.painter import Model
+from sana_calibration.record import file_sha256
 from sana_reference.config import PRESETS, SanaConfig
 from sana_reference.transformer import SanaTransformer
+from sana_runtime.conditioning import Conditioner
+from sana_runtime.prompt import PromptRules
 from sana_runtime.session import Arrays, Device, SessionOptions, open_session
 from sana_runtime.signature import signatures
+from sana_runtime.tokenizer import Tokenizer
 
 from sana_export.export import export_parts, sizes_of
 from sana_export.precision import Precision
+from sana_export.saving import data_file
 
 SIZES = {"batch": 2, "height": 4, "width": 6, "rows": 5}
 
@@ -134,3 +140,24 @@ def save() -> Callable[[ir.Model, Path], Path]:
 def distance() -> Callable[[np.ndarray, np.ndarray], float]:
     """Relative error in the Euclidean norm."""
     return lambda actual, expected: float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture(scope="session")
+def make_model(tiny_tokenizer) -> Callable[..., Model]:
+    """What painting with a folder's parts needs; a random vector for each token stands in for a text encoder."""
+    words = np.random.default_rng(0).standard_normal((2000, 48)).astype(np.float32)
+    tokenizer = Tokenizer(tiny_tokenizer / "tokenizer.json")
+
+    def make(folder: Path, depth: int = 2) -> Model:
+        caption = open_session(folder / "caption.onnx", Device.ONNXRUNTIME, SessionOptions(threads=1))
+
+        def run_text(part: str, feeds: Arrays) -> Arrays:
+            if part == "caption":
+                return caption.run(feeds)
+            return {"text": words[np.pad(feeds["input_ids"], ((0, 0), (1, 0)), constant_values=2)]}
+
+        signature = signatures(sizes_of(replace(PRESETS["tiny"], depth=depth)))["transformer"]
+        conditioner = Conditioner(run_text, tokenizer, PromptRules.derive(tokenizer), cache_bytes=1)
+        return Model(signature, conditioner, file_sha256(data_file(folder / "transformer.onnx")))
+
+    return make

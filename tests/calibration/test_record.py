@@ -7,20 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sana_calibration.record import Plan, Subject, file_sha256, record
+from sana_calibration.painter import Model, Painter, Plan
+from sana_calibration.record import Recording
+from sana_calibration.record import record as record_paintings
 from sana_calibration.recording_graph import write_recording_graph
-from sana_reference.config import PRESETS
-from sana_runtime.conditioning import Conditioner
 from sana_runtime.errors import QualityError
 from sana_runtime.guidance import Guidance
-from sana_runtime.prompt import PromptRules
 from sana_runtime.session import Arrays, Device, Session, SessionOptions, open_session
-from sana_runtime.signature import signatures
 from sana_runtime.solver import FlowDpm, FlowEuler
-from sana_runtime.tokenizer import Tokenizer
-
-from sana_export.export import sizes_of
-from sana_export.saving import data_file
 
 PLAN = Plan(("a cat", "a red circle", "two squares"), FlowDpm(3), (128, 192), Guidance(4.5), negative="blurred")
 QKV = "blocks.0.attention.qkv"
@@ -46,26 +40,28 @@ class Watched:
         return self.session.run(feeds)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A watched session of the recording graph, and what else a recording needs."""
+
+    session: Watched
+    channels: dict[str, int]
+    model: Model
+
+
+def record(subject: Subject, plan: Plan, state: Path, *rest: object) -> Recording:
+    return record_paintings(subject.session, subject.channels, Painter(subject.model, plan), state, *rest)
+
+
 @pytest.fixture(scope="module")
-def subject(tiny, tiny_tokenizer) -> Callable[..., Subject]:
-    """Makes the tiny transformer ready for recording, behind a text encoder that knows a random vector per token."""
+def subject(tiny, make_model) -> Callable[..., Subject]:
+    """Makes the tiny transformer ready for recording."""
     graph = tiny / "recording.onnx"
     channels = write_recording_graph(tiny / "transformer.onnx", graph)
-    caption = open_session(tiny / "caption.onnx", Device.ONNXRUNTIME, SessionOptions(threads=1))
-    words = np.random.default_rng(0).standard_normal((2000, 48)).astype(np.float32)
-    tokenizer = Tokenizer(tiny_tokenizer / "tokenizer.json")
-
-    def run_text(part: str, feeds: Arrays) -> Arrays:
-        if part == "caption":
-            return caption.run(feeds)
-        ids = np.pad(feeds["input_ids"], ((0, 0), (1, 0)), constant_values=2)
-        return {"text": words[ids]}
 
     def make(device: Device = Device.ONNXRUNTIME, **watched: object) -> Subject:
         session = Watched(open_session(graph, device, SessionOptions(threads=1)), **watched)
-        signature = signatures(sizes_of(PRESETS["tiny"]))["transformer"]
-        conditioner = Conditioner(run_text, tokenizer, PromptRules.derive(tokenizer), cache_bytes=1)
-        return Subject(session, channels, signature, conditioner, file_sha256(data_file(tiny / "transformer.onnx")))
+        return Subject(session, channels, make_model(tiny))
 
     return make
 
