@@ -1,0 +1,215 @@
+"""From a checkpoint to a published bundle: export, pack, paint the golden record, seal."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sana_runtime.bundle import Bundle, open_bundle, seal
+from sana_runtime.errors import QualityError
+from sana_runtime.manifest import Defaults, GoldenRecord, Manifest, Part, Source
+from sana_runtime.names import LICENCES
+from sana_runtime.prompt import PromptRules
+from sana_runtime.publish import publishing
+from sana_runtime.signature import COMPRESSION, PARTS, signatures
+from sana_runtime.tokenizer import Tokenizer
+
+from sana_export.export import ExportedPart, OnProgress, Progress, export_parts, sizes_of
+from sana_export.precision import Precision, dtype_of
+from sana_export.replay import replay
+
+if TYPE_CHECKING:
+    from sana_reference.checkpoint import Checkpoint
+
+    from sana_export.tracing.golden import GoldenPicture
+
+__all__ = ["BuildStep", "build"]
+
+PRODUCER = f"sana-export {version('sana-export')}"
+
+GOLDEN = (("a red circle above a blue square", 1), ("three yellow stars on a dark background", 2))
+GOLDEN_SIDE = 8  # latent positions, that is 256 pixels, or what the model was trained at where that is less
+GOLDEN_STEPS = 8
+
+# A bundle whose pictures are farther from the reference's, in decibels, was not exported as it should be.
+LEAST_PSNR = {Precision.FP32: 50.0, Precision.FP16: 20.0, Precision.BF16: 20.0}
+MARGIN = 3.0  # that another backend may be worse than the one the record was first replayed on
+STRICTEST = 60.0
+
+
+@dataclass(frozen=True)
+class BuildStep:
+    """Where a build stands."""
+
+    stage: str
+    fraction: float  # of the whole build
+    message: str
+
+
+OnBuildStep = Callable[[BuildStep], None]
+
+
+def build(
+    model: str | Path,
+    output: Path,
+    precision: Precision = Precision.FP32,
+    *,
+    resume: bool = False,
+    on_step: OnBuildStep = lambda step: None,
+) -> Bundle:
+    """Build the bundle of `model` at `output`; what was there before is replaced only when the new one is whole.
+
+    With `resume`, the parts that an interrupted build of the same checkpoint and precision finished are kept.
+    """
+    from sana_reference.checkpoint import load_checkpoint
+
+    on_step(BuildStep("checkpoint", 0.0, f"reading {model}"))
+    checkpoint = load_checkpoint(model)
+    rules = PromptRules.derive(Tokenizer(checkpoint.tokenizer))
+    with publishing(output) as stage:
+        work = _work_folder(output, checkpoint, precision, keep=resume)
+        exported = _exported(checkpoint, precision, rules, work, _scaled(on_step))
+        _copy_files(checkpoint, rules, exported, stage)
+        on_step(BuildStep("golden", 0.8, "painting the golden record with the reference"))
+        manifest = _golden_manifest(checkpoint, _manifest(checkpoint, precision, exported), stage)
+        seal(stage, manifest)
+        on_step(BuildStep("verify", 0.9, "painting it again with the bundle"))
+        seal(stage, _held_to(manifest, stage, LEAST_PSNR[precision]))
+    shutil.rmtree(work)
+    on_step(BuildStep("done", 1.0, str(output)))
+    return open_bundle(output)
+
+
+def _exported(
+    checkpoint: "Checkpoint", precision: Precision, rules: PromptRules, work: Path, on_progress: OnProgress
+) -> list[ExportedPart]:
+    """Every part in `work`: those that are there already are whole, because a graph is published last."""
+    missing = [part for part in PARTS if not (work / f"{part}.onnx").is_file()]
+    export_parts(checkpoint, work, precision, parts=missing, prefix=rules.prefix, on_progress=on_progress)
+    known = signatures(sizes_of(checkpoint.config, precision))
+    return [ExportedPart(part, work / f"{part}.onnx", known[part], dtype_of(part, precision), ()) for part in PARTS]
+
+
+def _scaled(on_step: OnBuildStep) -> Callable[[Progress], None]:
+    """The export's progress, part by part, as the build's first four fifths."""
+    parts: list[str] = []
+
+    def report(progress: Progress) -> None:
+        if progress.part not in parts:
+            parts.append(progress.part)
+        share = (len(parts) - 1 + progress.fraction) / 5
+        on_step(BuildStep(progress.part, 0.8 * share, f"{progress.part}: {progress.message}"))
+
+    return report
+
+
+def _work_folder(output: Path, checkpoint: "Checkpoint", precision: Precision, *, keep: bool) -> Path:
+    """Where finished parts wait until the bundle is whole; its name says what they were made from."""
+    described = [PRODUCER, precision.value]
+    for file in sorted(path for path in checkpoint.where.rglob("*") if path.is_file()):
+        status = file.stat()
+        described.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
+    key = hashlib.sha256("\n".join(described).encode()).hexdigest()[:12]
+    folder = output.with_name(f".{output.name}.parts-{key}")
+    for old in output.absolute().parent.glob(f".{output.name}.parts-*"):
+        if not keep or old.name != folder.name:
+            shutil.rmtree(old)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _copy_files(checkpoint: "Checkpoint", rules: PromptRules, exported: Sequence[ExportedPart], stage: Path) -> None:
+    """Everything of a bundle but the golden record and the manifest."""
+    for part in exported:
+        for file in part.files:
+            shutil.copyfile(file, stage / file.name)
+    shutil.copyfile(checkpoint.tokenizer, stage / "tokenizer.json")
+    (stage / "prompt.json").write_text(rules.to_json(), encoding="utf-8")
+    if checkpoint.licence.texts:
+        (stage / LICENCES).mkdir()
+    for name, text in checkpoint.licence.texts.items():
+        (stage / _licence_file(name)).write_text(text, encoding="utf-8")
+
+
+def _licence_file(name: str) -> str:
+    return f"{LICENCES}/{Path(name).stem}.txt"
+
+
+def _manifest(checkpoint: "Checkpoint", precision: Precision, exported: Sequence[ExportedPart]) -> Manifest:
+    """What the bundle says about itself, before its golden record is painted."""
+    fields, solver, config = checkpoint.licence.fields, checkpoint.solver, checkpoint.config
+    source = Source(
+        repository=checkpoint.where.name,
+        revision=checkpoint.revision or "",
+        licence=fields.get("license_name") or fields.get("license") or "not stated",
+        licence_files=tuple(sorted({_licence_file(name) for name in checkpoint.licence.texts})),
+    )
+    parts = {
+        part.name: Part(
+            file=part.graph.name,
+            precision=_named(part.dtype).value,
+            scheme=part.dtype,
+            source=source,
+            inputs=part.signature.inputs,
+            outputs=part.signature.outputs,
+        )
+        for part in exported
+    }
+    side = config.sample_size * COMPRESSION
+    defaults = Defaults(solver.name, solver.steps, solver.guidance, (side, side), solver.shift)
+    return Manifest(config.name, PRODUCER, precision.value, defaults, parts, files={})
+
+
+def _named(dtype: str) -> Precision:
+    return {"float32": Precision.FP32, "float16": Precision.FP16, "bfloat16": Precision.BF16}[dtype]
+
+
+def _golden_manifest(checkpoint: "Checkpoint", manifest: Manifest, stage: Path) -> Manifest:
+    """Paint the golden record into `stage`, fit the preview to it, and declare both."""
+    from sana_export.tracing.golden import GoldenRequest, fit_preview, paint_golden
+
+    defaults, side = manifest.defaults, min(GOLDEN_SIDE, checkpoint.config.sample_size)
+    sides = [axis.min for _, axis in manifest.latent.axes() if axis.name != "batch"]
+    pixels = max(side, *sides) * COMPRESSION
+    steps = min(GOLDEN_STEPS, defaults.steps)
+    pictures = paint_golden(
+        checkpoint, [GoldenRequest(prompt, seed, (pixels, pixels), steps, defaults.guidance) for prompt, seed in GOLDEN]
+    )
+    records = tuple(_written(picture, defaults.solver, stage) for picture in pictures)
+    return replace(manifest, golden=records, preview=fit_preview(pictures))
+
+
+def _written(picture: "GoldenPicture", solver: str, stage: Path) -> GoldenRecord:
+    request = picture.request
+    latent, pixels = (f"golden-{request.seed}-{kind}.data" for kind in ("latent", "picture"))
+    picture.latent.astype("<f4").tofile(stage / latent)
+    picture.pixels.tofile(stage / pixels)
+    return GoldenRecord(
+        prompt=request.prompt,
+        negative=request.negative,
+        seed=request.seed,
+        size=request.size,
+        solver=solver,
+        steps=request.steps,
+        guidance=request.guidance,
+        latent=latent,
+        picture=pixels,
+        least_psnr=10.0,  # until it is known what this precision reaches
+    )
+
+
+def _held_to(manifest: Manifest, stage: Path, least: float) -> Manifest:
+    """The manifest with the record's thresholds: a little under what the bundle itself reaches here."""
+    replays = list(replay(stage))
+    worst = min(done.psnr for done in replays)
+    if worst < least:
+        raise QualityError(
+            f"the bundle's golden picture is {worst:.1f} dB from the reference's, must be {least:.0f} at "
+            f"{manifest.precision}; nothing was published: choose a higher --precision"
+        )
+    held = float(np.floor(min(STRICTEST, max(least, worst - MARGIN))))
+    return replace(manifest, golden=tuple(replace(record, least_psnr=held) for record in manifest.golden))

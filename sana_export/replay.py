@@ -1,0 +1,66 @@
+"""Paint a bundle's golden pictures on this machine and hold them against the reference's."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sana_runtime.bundle import open_bundle
+from sana_runtime.errors import BundleError
+from sana_runtime.manifest import GoldenRecord
+from sana_runtime.pipeline import Pipeline
+
+__all__ = ["Replay", "psnr", "replay", "verify"]
+
+IDENTICAL = 99.0  # decibels reported for pictures without any difference
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One golden picture as this machine paints it."""
+
+    record: GoldenRecord
+    psnr: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the picture is near enough to the reference's."""
+        return self.psnr >= self.record.least_psnr
+
+
+def psnr(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of two pictures in decibels, at most 99."""
+    error = float(np.square(ours.astype(np.float64) - theirs).mean())
+    return IDENTICAL if error == 0 else min(IDENTICAL, 10 * np.log10(255**2 / error))
+
+
+def replay(path: Path, device: str = "auto") -> Iterator[Replay]:
+    """Every golden picture of the bundle at `path`, painted on `device`."""
+    with Pipeline.open(path, device=device) as pipeline:
+        bundle = open_bundle(path)
+        for record in bundle.manifest.golden:
+            picture = pipeline.generate(
+                record.prompt,
+                negative=record.negative,
+                size=record.size,
+                steps=record.steps,
+                guidance=record.guidance,
+                seed=record.seed,
+                solver=record.solver,
+            )
+            assert not isinstance(picture, list)
+            yield Replay(record, psnr(picture.pixels, bundle.golden(record)[1]))
+
+
+def verify(path: Path, device: str = "auto") -> list[Replay]:
+    """Read every byte of a bundle and replay its golden record; BundleError when either is not as it should be."""
+    open_bundle(path).verify()
+    replays = list(replay(path, device))
+    for done in replays:
+        if not done.passed:
+            raise BundleError(
+                f"{path}: on {device} the golden picture of seed {done.record.seed} is {done.psnr:.1f} dB from the "
+                f"reference's, must be {done.record.least_psnr:.1f}; build the bundle again, or try another --device"
+            )
+    return replays
