@@ -1,0 +1,79 @@
+"""The group of commands, and how every failure becomes one line and an exit code."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+from sana_runtime.errors import SanaError
+
+__all__ = ["main"]
+
+COMMANDS = ("build", "generate", "plan", "verify", "evaluate", "inspect", "info", "doctor", "cache")
+INTERRUPTED = 130
+FULL_DISK = 4
+
+
+class Commands(click.Group):
+    """Loads a command's module when the command is named, so that --help is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order in which they are used."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command called `name`."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"sana_export.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What each command does, in one line, without loading any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES[name]) for name in COMMANDS])
+
+
+SUMMARIES = {
+    "build": "Make a bundle from a checkpoint.",
+    "generate": "Paint pictures from a prompt.",
+    "plan": "Say what a build will take, before it starts.",
+    "verify": "Check a bundle's bytes and its golden pictures on this machine.",
+    "evaluate": "Measure how well a bundle follows prompts about drawn shapes.",
+    "inspect": "Show what is in a bundle.",
+    "info": "Show how a picture was painted.",
+    "doctor": "Say what this machine can run, and why.",
+    "cache": "Show or clear what is kept between runs.",
+}
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="sana-export", prog_name="sana-export")
+def commands() -> None:
+    """From a Sana checkpoint to a picture inside your app, without PyTorch there."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 usage, 3 refused, 4 memory or disk, 5 backend, 6 quality, 75, 130."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        result: Any = commands.main(arguments, prog_name="sana-export", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except SanaError as error:
+        return _failed(str(error), error.exit_code)
+    except click.UsageError as error:
+        hint = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
+        return _failed(f"{error.format_message()}{hint}", 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _failed("stopped", INTERRUPTED)
+    except OSError as error:
+        return _failed(f"{error.filename or 'the system'}: {error.strerror or error}", FULL_DISK)
+
+
+def _failed(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    click.echo(f"error: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
+    return code

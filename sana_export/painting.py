@@ -1,0 +1,37 @@
+"""Run a painting so that Ctrl-C stops it within a step: the pipeline works in a thread, the caller waits."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from sana_runtime.pipeline import Pipeline
+
+__all__ = ["interruptible"]
+
+POLL_SECONDS = 0.1  # how soon a signal is noticed while a native run holds the other thread
+Result = TypeVar("Result")
+
+
+def interruptible(pipeline: Pipeline, paint: Callable[[], Result]) -> Result:
+    """What `paint` returns; on Ctrl-C the pipeline is cancelled first, and a second Ctrl-C does not wait for it."""
+    answers: list[Result] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            answers.append(paint())
+        except BaseException as error:  # handed to the caller's thread, whatever it is
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+    except KeyboardInterrupt:
+        pipeline.cancel()
+        thread.join()
+        raise
+    if failures:
+        raise failures[0]
+    return answers[0]
