@@ -229,3 +229,11 @@ def test_a_half_graph_rounds_what_it_had_before_narrowing(tiny_half, tmp_path, f
         assert distance(velocity(graph, feeds(1, Precision.FP16), device), expected) < 1e-2
     inputs = {node.inputs[0].dtype for node in ir.load(graph).graph if node.op_type == "Abs"}
     assert inputs == {ir.DataType.FLOAT}
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_a_16_bit_weight_rounds_as_the_same_numbers_in_fp32_do(dtype):
+    narrow = np.random.default_rng(0).standard_normal((300, 24)).astype(dtype.numpy())
+    wide = narrow.astype(np.float32)
+    np.testing.assert_array_equal(column_codes(narrow), column_codes(wide))
+    np.testing.assert_array_equal(column_steps(narrow), column_steps(wide))
