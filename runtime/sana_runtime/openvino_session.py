@@ -55,14 +55,31 @@ def _properties(options: SessionOptions) -> dict[str, Any]:
     return properties
 
 
+def _keep_whole_numbers(model: ov.Model) -> ov.Model:
+    """Take inputs that the graph makes whole at once as whole numbers: bfloat16 would first round 999 to 1000."""
+    for parameter in model.get_parameters():
+        readers = [target.get_node() for target in parameter.output(0).get_target_inputs()]
+        kinds = {
+            node.output(0).get_element_type() if node.get_type_name() == "Convert" else None
+            for node in readers
+            if node.get_type_name() != "ShapeOf"
+        }
+        if kinds == {ov.Type.i64}:
+            parameter.set_element_type(ov.Type.i64)
+    model.validate_nodes_and_infer_types()
+    return model
+
+
 class OpenVinoSession:
     """One graph compiled for this CPU."""
 
     def __init__(self, graph: Path, options: SessionOptions) -> None:
         try:
-            compiled = _core().compile_model(_core().read_model(graph), "CPU", _properties(options))
+            model = _keep_whole_numbers(_core().read_model(graph))
+            compiled = _core().compile_model(model, "CPU", _properties(options))
         except RuntimeError as error:
             raise _translated(error, f"{graph.name}: OpenVINO does not load it") from error
+        self._whole = {each.get_any_name() for each in compiled.inputs if each.get_element_type() == ov.Type.i64}
         self._outputs = [output.get_any_name() for output in compiled.outputs]
         self._request = compiled.create_infer_request()
         self._running = threading.Event()
@@ -73,7 +90,8 @@ class OpenVinoSession:
         self._interrupted.clear()
         self._running.set()
         try:
-            self._request.start_async(contiguous(feeds), share_inputs=True)
+            whole = {name: feeds[name].astype(np.int64) for name in self._whole & feeds.keys()}
+            self._request.start_async(contiguous({**feeds, **whole}), share_inputs=True)
             self._request.wait()
         except RuntimeError as error:
             if self._interrupted.is_set():
