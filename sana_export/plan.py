@@ -21,8 +21,8 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 USUAL_PREFIX = 207  # tokens of BOS and Sana's instruction that Gemma's tokenizer leaves unchanged
 
 # Measured with bench/export_full_size.py on two cores of a server; a rough guide elsewhere.
-LIBRARIES = 1_000_000_000  # bytes of torch and the exporter before any weight is there
-SECONDS_PER_LAYER = 0.12
+LIBRARIES = 700_000_000  # bytes of torch and the exporter before any weight is there
+SECONDS_PER_LAYER = 0.15
 SECONDS_AT_LEAST = 3.0
 WRITTEN_PER_SECOND = 250_000_000  # bytes, transposed on the way
 
@@ -93,7 +93,7 @@ def plan(
         dtype, network = dtype_of(part, precision), network_of[part]
         width, held = BYTES[dtype], sum(numbers[each] for each in NETWORKS[network])
         seconds = max(SECONDS_AT_LEAST, layers[part] * SECONDS_PER_LAYER) + numbers[part] * width / WRITTEN_PER_SECOND
-        peak = LIBRARIES + (held + 2 * largest[network]) * width
+        peak = LIBRARIES + (held + largest[network]) * width
         return PartPlan(part, dtype, numbers[part], numbers[part] * width, peak, seconds)
 
     return Plan(tuple(planned(part) for part in parts))

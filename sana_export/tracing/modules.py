@@ -1,5 +1,6 @@
 """The parts of a bundle as modules: what is inside each graph, apart from the networks themselves."""
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -10,9 +11,12 @@ from sana_reference.text_encoder import Prefix, TextEncoder
 from sana_reference.transformer import Block, SanaTransformer
 from torch import Tensor, nn
 
+from sana_export.tracing.tables import RotationTable, look_up_angles
 from sana_export.tracing.upsampling import upsample_in_phases
 
 __all__ = ["CaptionPart", "DecoderPart", "EncoderPart", "TextEncoderPart", "TransformerPart"]
+
+LONGEST_TEXT = 512  # tokens after the prefix, as the signature allows
 
 
 class TextEncoderPart(nn.Module):
@@ -24,6 +28,8 @@ class TextEncoderPart(nn.Module):
     def __init__(self, encoder: TextEncoder, prefix: Prefix) -> None:
         super().__init__()
         self.text_encoder = encoder
+        last = prefix.keys_values.shape[-2] + LONGEST_TEXT
+        encoder.rotation = RotationTable(encoder, last, prefix.bos.dtype)  # type: ignore[method-assign]
         self.register_buffer("prefix", prefix.keys_values)
         self.register_buffer("bos", prefix.bos)
 
@@ -55,6 +61,9 @@ class TransformerPart(nn.Module):
     def __init__(self, transformer: SanaTransformer) -> None:
         super().__init__()
         self.transformer = transformer
+        self.whole_timesteps = transformer.config.integer_timesteps
+        look_up_angles(transformer)
+        transformer.config = replace(transformer.config, integer_timesteps=False)  # they are made whole here
         transformer.use_attention(custom_operator)
 
     def forward(
@@ -62,7 +71,8 @@ class TransformerPart(nn.Module):
     ) -> Tensor:
         """The velocity (B, channels, h, w) in fp32."""
         keys_values = text_kv.to(self.transformer.patch.weight.dtype)
-        velocity: Tensor = self.transformer(latent, timestep, keys_values, text_mask, guidance)
+        time = timestep.to(torch.int64) if self.whole_timesteps else timestep
+        velocity: Tensor = self.transformer(latent, time, keys_values, text_mask, guidance)
         return velocity
 
 

@@ -109,6 +109,14 @@ def test_openvino_paints_the_same_picture(written, parts, latents):
     assert psnr(picture, diffusers_picture(written.pipeline, latents)) >= 55
 
 
+def test_openvino_encodes_pictures_alike(parts, run_part):
+    encoder = {"encoder": parts["encoder"]}
+    image = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+    expected = run_part(parts["encoder"], {"image": image})
+    actual = open_in_openvino(encoder)("encoder", image=image)
+    assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
 def test_half_precision_parts_paint_nearly_the_same_picture(written, half_parts, latents):
     assert {name: part.dtype for name, part in half_parts.items()} == {
         "text_encoder": "bfloat16",
