@@ -5,8 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from sana_runtime.prompt import INSTRUCTION
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+# Triton asks once, when it is first imported, and diffusers imports it: without a GPU its kernels run interpreted.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")  # ids 0 to 3, as Gemma has them
 MARKERS = ("<mask>", "<start_of_turn>", "<end_of_turn>")

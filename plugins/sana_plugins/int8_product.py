@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sana_plugins.kernels.int8_product import INT8_LAUNCH, int8_product
+from sana_plugins.kernels.int8_product import INT8_LAUNCH, int8_operand, int8_product
 from sana_plugins.kernels.launch import ceil_div, start
 
 __all__ = ["Int8Matrix", "int8_linear"]
@@ -37,7 +37,12 @@ def int8_linear(
     tensors = (tokens.contiguous(), matrix, token_scale.contiguous(), channel_scale.contiguous(), *optional, out)
     sizes = (lead.numel(), wide, deep, matrix.stride(1), matrix.stride(0), each)
     grid = (ceil_div(sizes[0], INT8_LAUNCH.sizes["BLOCK_M"]) * ceil_div(wide, INT8_LAUNCH.sizes["BLOCK_N"]),)
-    ends = {"BIAS": bias is not None, "GATE": gate is not None, "SILU": activated}
+    ends = {
+        "OPERAND": int8_operand(_capability(tokens)),
+        "BIAS": bias is not None,
+        "GATE": gate is not None,
+        "SILU": activated,
+    }
     start(int8_product, grid, (*tensors, *sizes), INT8_LAUNCH, **ends)
     return out
 
@@ -66,3 +71,11 @@ def _tokens_per_picture(tokens: int, wide: int, gate: Tensor) -> int:
     if gate.dim() != 2 or gate.shape[1] != wide or tokens % gate.shape[0]:
         raise ValueError(f"a gate {tuple(gate.shape)} does not fit {tokens} tokens; give (pictures, {wide})")
     return tokens // gate.shape[0]
+
+
+def _capability(tensor: Tensor) -> int:
+    """The compute capability of the tensor's GPU, 75 for 7.5; the interpreter counts as the newest."""
+    if not tensor.is_cuda:
+        return 120
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor

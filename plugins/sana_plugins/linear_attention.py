@@ -11,16 +11,16 @@ from torch import Tensor
 
 from sana_plugins.kernels.launch import ELEMENT_TYPES, accumulation, arithmetic, ceil_div, start
 from sana_plugins.kernels.linear_attention import (
-    APPLY_LAUNCH,
-    SUM_LAUNCH,
+    apply_launch,
     apply_queries,
     split_tokens,
     sum_key_values,
+    sum_launch,
 )
 from sana_plugins.kernels.linear_attention_backward import (
-    KEY_VALUE_GRADIENT_LAUNCH,
-    QUERY_GRADIENT_LAUNCH,
+    key_value_gradient_launch,
     key_value_gradients,
+    query_gradient_launch,
     query_gradients,
 )
 
@@ -61,10 +61,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     chunk, splits = split_tokens(tokens)
     out, state = torch.empty_like(q, memory_format=torch.contiguous_format), _new_state(q)
     sizes = (tokens, chunk, heads, k.stride(1), v.stride(1))
-    start(sum_key_values, (batch * heads, splits), (k, v, state, *sizes), SUM_LAUNCH, D=width, **arithmetic(q.dtype))
+    launch = sum_launch(width, q.dtype)
+    start(sum_key_values, (batch * heads, splits), (k, v, state, *sizes), launch, D=width, **arithmetic(q.dtype))
     sizes = (tokens, splits, heads, q.stride(1), out.stride(1))
-    grid = (ceil_div(tokens, APPLY_LAUNCH.sizes["BLOCK"]), batch * heads)
-    start(apply_queries, grid, (q, state, out, *sizes), APPLY_LAUNCH, D=width, **accumulation(q.dtype))
+    launch = apply_launch(width)
+    grid = (ceil_div(tokens, launch.sizes["BLOCK"]), batch * heads)
+    start(apply_queries, grid, (q, state, out, *sizes), launch, D=width, **accumulation(q.dtype))
     return out, state
 
 
@@ -85,10 +87,12 @@ def attend_backward(
     sizes = (tokens, chunk, heads, q.stride(1), grad.stride(1), packed.stride(1))
     tensors = (q, grad, state if delta is None else delta, state, grad_q, grad_state)
     given = {"DELTA_GIVEN": delta is not None}
-    start(query_gradients, (batch * heads, splits), (*tensors, *sizes), QUERY_GRADIENT_LAUNCH, **numbers, **given)
+    launch = query_gradient_launch(width)
+    start(query_gradients, (batch * heads, splits), (*tensors, *sizes), launch, **numbers, **given)
     sizes = (tokens, splits, heads, k.stride(1), v.stride(1), packed.stride(1))
-    grid = (ceil_div(tokens, KEY_VALUE_GRADIENT_LAUNCH.sizes["BLOCK"]), batch * heads)
-    start(key_value_gradients, grid, (k, v, grad_state, grad_k, grad_v, *sizes), KEY_VALUE_GRADIENT_LAUNCH, **numbers)
+    launch = key_value_gradient_launch(width)
+    grid = (ceil_div(tokens, launch.sizes["BLOCK"]), batch * heads)
+    start(key_value_gradients, grid, (k, v, grad_state, grad_k, grad_v, *sizes), launch, **numbers)
     return packed
 
 

@@ -1,14 +1,22 @@
 """The W8A8 matrix product: int8 × int8 summed in int32, scales applied in fp32 before anything is rounded."""
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
 from sana_plugins.kernels.launch import Launch
 from sana_plugins.kernels.tile import multiply_tile, tile_position
 
-__all__ = ["INT8_LAUNCH", "int8_product"]
+__all__ = ["INT8_LAUNCH", "int8_operand", "int8_product"]
 
+TURING = 75
 INT8_LAUNCH = Launch({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, warps=8, stages=3)
+
+
+def int8_operand(capability: int) -> Any:
+    """What int8 values are multiplied as: themselves, or fp16 on Turing, for which Triton has no int8 product."""
+    return tl.float16 if capability <= TURING else tl.int8
 
 
 @triton.jit
@@ -29,6 +37,7 @@ def int8_product(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OPERAND: tl.constexpr,
     BIAS: tl.constexpr,
     GATE: tl.constexpr,
     SILU: tl.constexpr,
@@ -40,7 +49,7 @@ def int8_product(
     """
     rows, columns = tile_position(m, n, BLOCK_M, BLOCK_N)
     total = multiply_tile(
-        x_ptr, weight_ptr, rows, columns, m, n, k, k, weight_k, weight_n, BLOCK_K, tl.int8, tl.int32, "ieee"
+        x_ptr, weight_ptr, rows, columns, m, n, k, k, weight_k, weight_n, BLOCK_K, OPERAND, tl.int32, "ieee"
     )
     row_scale = tl.load(x_scale_ptr + rows, mask=rows < m, other=0.0)
     column_scale = tl.load(weight_scale_ptr + columns, mask=columns < n, other=0.0)

@@ -7,23 +7,32 @@ over tokens is cut into `splits` whose parts lie side by side in the workspace a
 reads them: no atomics, no zeroing, the same bits every time.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from sana_plugins.kernels.launch import Launch, ceil_div
 
-__all__ = ["APPLY_LAUNCH", "EPS", "MOST_SPLITS", "SUM_LAUNCH", "apply_queries", "read_state", "relu", "sum_key_values"]
+__all__ = ["EPS", "apply_launch", "apply_queries", "read_state", "relu", "split_tokens", "sum_key_values", "sum_launch"]
 
 EPS = tl.constexpr(1e-15)
 MOST_SPLITS = 8
-SUM_LAUNCH = Launch({"BLOCK": 128}, warps=4, stages=2)
-APPLY_LAUNCH = Launch({"BLOCK": 128}, warps=4, stages=2)
+SPLIT_BLOCK = 128
+
+
+def sum_launch(width: int, dtype: torch.dtype) -> Launch:
+    """As many tokens at a time as registers hold with a state of this width."""
+    return Launch({"BLOCK": 128 if width <= 32 and dtype.itemsize == 2 else 64}, warps=4, stages=2)
+
+
+def apply_launch(width: int) -> Launch:
+    """The same for the queries."""
+    return Launch({"BLOCK": 128}, warps=4 if width <= 32 else 8, stages=2)
 
 
 def split_tokens(tokens: int) -> tuple[int, int]:
     """How many tokens each split sums, and how many splits there are: a function of the size alone."""
-    block = SUM_LAUNCH.sizes["BLOCK"]
-    chunk = block * ceil_div(ceil_div(tokens, block), MOST_SPLITS)
+    chunk = SPLIT_BLOCK * ceil_div(ceil_div(tokens, SPLIT_BLOCK), MOST_SPLITS)
     return chunk, ceil_div(tokens, chunk)
 
 

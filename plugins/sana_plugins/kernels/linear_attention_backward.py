@@ -15,10 +15,17 @@ import triton.language as tl
 from sana_plugins.kernels.launch import Launch
 from sana_plugins.kernels.linear_attention import EPS, read_state, relu
 
-__all__ = ["KEY_VALUE_GRADIENT_LAUNCH", "QUERY_GRADIENT_LAUNCH", "key_value_gradients", "query_gradients"]
+__all__ = ["key_value_gradient_launch", "key_value_gradients", "query_gradient_launch", "query_gradients"]
 
-QUERY_GRADIENT_LAUNCH = Launch({"BLOCK": 64}, warps=4, stages=1)
-KEY_VALUE_GRADIENT_LAUNCH = Launch({"BLOCK": 64}, warps=4, stages=1)
+
+def query_gradient_launch(width: int) -> Launch:
+    """Few tokens at a time: two states, the one read and the one summed, fill the registers."""
+    return Launch({"BLOCK": 32}, warps=4 if width <= 32 else 8, stages=1)
+
+
+def key_value_gradient_launch(width: int) -> Launch:
+    """As many tokens at a time as registers hold with a state of this width."""
+    return Launch({"BLOCK": 64}, warps=4, stages=1) if width <= 32 else Launch({"BLOCK": 32}, warps=8, stages=1)
 
 
 @triton.jit

@@ -11,8 +11,8 @@ from sana_plugins.kernels.launch import Launch
 
 __all__ = ["GATE_INT8_LAUNCH", "GATE_LAUNCH", "depthwise_gate", "depthwise_gate_int8"]
 
-GATE_LAUNCH = Launch({"BLOCK_T": 16, "BLOCK_C": 64}, warps=4, stages=1)
-GATE_INT8_LAUNCH = Launch({"BLOCK_T": 8, "BLOCK_C": 128}, warps=4, stages=1)
+GATE_LAUNCH = Launch({"BLOCK_T": 8, "BLOCK_C": 64}, warps=4, stages=1)
+GATE_INT8_LAUNCH = Launch({"BLOCK_T": 4, "BLOCK_C": 64}, warps=4, stages=1)
 ROUND = tl.constexpr(
     12582912.0
 )  # 1.5 · 2²³: at this size fp32 holds whole numbers only, so adding it rounds half to even

@@ -46,5 +46,9 @@ def multiply_tile(
         at = start + depth
         a = tl.load(a_rows + at[None, :], mask=(rows < m)[:, None] & (at < k)[None, :], other=0)
         b = tl.load(b_columns + at[:, None] * b_k, mask=(at < k)[:, None] & (columns < n)[None, :], other=0)
-        acc = tl.dot(a.to(OPERAND), b.to(OPERAND), acc, input_precision=PRECISION, out_dtype=ACC)
+        if tl.int32 == ACC and tl.int8 != OPERAND:
+            # Floats in the place of int8: a block of K sums to less than 2²⁴, so fp32 holds it exactly.
+            acc += tl.dot(a.to(OPERAND), b.to(OPERAND), input_precision=PRECISION).to(ACC)
+        else:
+            acc = tl.dot(a.to(OPERAND), b.to(OPERAND), acc, input_precision=PRECISION, out_dtype=ACC)
     return acc
