@@ -10,7 +10,7 @@ INPUTS := pyproject.toml setup.py constraints.txt
 .PHONY: demo test lint types tests gpu clean
 
 demo: .venv/.build
-	$(BIN)/sana-export build --precision int8 --output out/nano
+	$(BIN)/sana-export build --precision bf16 --output out/nano
 	$(BIN)/sana-export generate "a red circle above a blue square" --bundle out/nano --output out/demo.png
 
 test: lint types tests

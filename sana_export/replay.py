@@ -32,7 +32,7 @@ class Replay:
 def psnr(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio of two pictures in decibels, at most 99."""
     error = float(np.square(ours.astype(np.float64) - theirs).mean())
-    return IDENTICAL if error == 0 else min(IDENTICAL, 10 * np.log10(255**2 / error))
+    return IDENTICAL if error == 0 else min(IDENTICAL, float(10 * np.log10(255**2 / error)))
 
 
 def replay(path: Path, device: str = "auto") -> Iterator[Replay]:

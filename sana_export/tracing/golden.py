@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sana_reference.pipeline import COMPRESSION, ReferencePipeline
+from sana_reference.text_encoder import TextEncoder
+from sana_reference.transformer import SanaTransformer
 from sana_runtime.guidance import Guidance
 from sana_runtime.manifest import PreviewMap
 from sana_runtime.noise import Noise
-from sana_runtime.solver import Latent, make_solver, walk
+from sana_runtime.prompt import PromptRules, TextInputs, batch
+from sana_runtime.signature import COMPRESSION
+from sana_runtime.solver import Latent, Solver, make_solver, walk
+from sana_runtime.tokenizer import Tokenizer
+from torch import Tensor
 
 if TYPE_CHECKING:
     from sana_reference.checkpoint import Checkpoint
 
 __all__ = ["GoldenPicture", "GoldenRequest", "fit_preview", "paint_golden"]
 
+MIXED = 8  # further pictures that the preview is fitted to
 RIDGE = 1e-3  # keeps the fit sane when there are few positions to fit it to
 
 
@@ -42,40 +48,94 @@ class GoldenPicture:
     pixels: NDArray[np.uint8]  # (H, W, 3)
 
 
-def paint_golden(checkpoint: "Checkpoint", requests: Sequence[GoldenRequest]) -> list[GoldenPicture]:
-    """Paint every request in float32."""
-    pipeline = ReferencePipeline.open(checkpoint)
-    return [_paint(pipeline, request) for request in requests]
-
-
 @torch.inference_mode()
-def _paint(pipeline: ReferencePipeline, request: GoldenRequest) -> GoldenPicture:
+def paint_golden(
+    checkpoint: "Checkpoint", requests: Sequence[GoldenRequest], rules: PromptRules
+) -> list[GoldenPicture]:
+    """Paint every request in float32, with one network in memory at a time: the text encoder alone takes 10 GB."""
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    tokens = [_tokens(checkpoint, tokenizer, request, rules) for request in requests]
+    states = _states(checkpoint.text_encoder(), rules, tokens)
+    latents = _latents(checkpoint, requests, states, tokens)
+    autoencoder = checkpoint.autoencoder()
+    pictures = [autoencoder.decode_picture(torch.from_numpy(latent)).numpy() for latent in latents]
+    return [
+        GoldenPicture(*made) for made in zip(requests, (x[0] for x in latents), (x[0] for x in pictures), strict=True)
+    ]
+
+
+def _tokens(checkpoint: "Checkpoint", tokenizer: Tokenizer, request: GoldenRequest, rules: PromptRules) -> TextInputs:
+    """The negative prompt, where the model is run for one, and the prompt."""
+    positive = rules.instruct(tokenizer, request.prompt)
+    if checkpoint.config.guidance_embedding:
+        return batch([positive])
+    return batch([rules.plain(tokenizer, request.negative), positive])
+
+
+def _states(encoder: TextEncoder, rules: PromptRules, tokens: Sequence[TextInputs]) -> list[Tensor]:
+    prefix = encoder.prefix(rules.prefix)
+    return [
+        encoder(*map(torch.from_numpy, (each.input_ids, each.text_mask, each.instructed)), prefix) for each in tokens
+    ]
+
+
+def _latents(
+    checkpoint: "Checkpoint", requests: Sequence[GoldenRequest], states: Sequence[Tensor], tokens: Sequence[TextInputs]
+) -> list[Latent]:
+    """The final latent (1, C, h, w) of every request."""
+    transformer, usual = checkpoint.transformer(), checkpoint.solver
+    return [
+        _walk(
+            Painter(
+                transformer, transformer.caption(text), torch.from_numpy(each.row_mask), Guidance(request.guidance)
+            ),
+            make_solver(usual.name, request.steps, usual.shift),
+            request,
+        )
+        for request, text, each in zip(requests, states, tokens, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Painter:
+    """What stays the same from step to step: the model, the negative prompt's keys and values, and the prompt's."""
+
+    transformer: SanaTransformer
+    text_kv: Tensor
+    mask: Tensor
+    guidance: Guidance
+
+    def velocity(self, latent: Latent, timestep: float) -> Latent:
+        """The guided velocity; a model that takes guidance as an input has one row of text."""
+        rows = len(self.mask)
+        scale = torch.full((rows,), self.guidance.scale) if self.transformer.config.guidance_embedding else None
+        latents = torch.from_numpy(latent).expand(rows, -1, -1, -1)
+        answer: Latent = self.transformer(
+            latents, torch.full((rows,), timestep), self.text_kv, self.mask, scale
+        ).numpy()
+        return answer if rows == 1 else self.guidance.combine(*np.split(answer, 2))
+
+
+def _walk(painter: Painter, solver: Solver, request: GoldenRequest) -> Latent:
     height, width = request.size
-    channels = pipeline.transformer.config.latent_channels
+    channels = painter.transformer.config.latent_channels
     noise = Noise(request.seed, 1, (channels, height // COMPRESSION, width // COMPRESSION))
-    text = pipeline.encode([request.prompt], request.negative)
-    solver = make_solver(pipeline.defaults.name, request.steps, pipeline.defaults.shift)
-
-    def velocity(latent: Latent, timestep: float) -> Latent:
-        return pipeline.velocity(torch.from_numpy(latent), timestep, text, Guidance(request.guidance))
-
     latent = solver.start(noise.draw())
-    for step in walk(solver, latent, velocity, fresh=noise.draw):
+    for step in walk(solver, latent, painter.velocity, fresh=noise.draw):
         latent = step.latent
-    pixels = pipeline.autoencoder.decode_picture(torch.from_numpy(latent)).numpy()
-    return GoldenPicture(request, latent[0], pixels[0])
+    return latent
 
 
-def fit_preview(pictures: Sequence[GoldenPicture]) -> PreviewMap:
+def fit_preview(latents: Latent, pixels: NDArray[np.uint8]) -> PreviewMap:
     """The linear map that best gives the mean colour of 32 × 32 pixels from the channels of their latent position."""
-    latents = np.concatenate([picture.latent.reshape(len(picture.latent), -1).T for picture in pictures])
-    colours = np.concatenate([_mean_colours(picture.pixels) for picture in pictures])
-    inputs = np.column_stack([latents, np.ones(len(latents))]).astype(np.float64)
+    rows = np.moveaxis(latents, 1, -1).reshape(-1, latents.shape[1])
+    colours = np.concatenate([_mean_colours(picture) for picture in pixels])
+    inputs = np.column_stack([rows, np.ones(len(rows))]).astype(np.float64)
     penalty = RIDGE * len(inputs) * np.eye(inputs.shape[1])
     penalty[-1, -1] = 0  # the mean colour is free
     fitted = np.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ colours).round(4)
-    rows = [tuple(map(float, row)) for row in fitted]
-    return PreviewMap(weight=tuple(rows[:-1]), bias=rows[-1])  # type: ignore[arg-type]
+    *weight, bias = ((float(red), float(green), float(blue)) for red, green, blue in fitted)
+    return PreviewMap(tuple(weight), bias)
 
 
 def _mean_colours(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

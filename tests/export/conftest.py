@@ -1,5 +1,6 @@
 """Small random models, exported once for all tests that look at them."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +11,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+from diffusers import (
+    AutoencoderDC,
+    DPMSolverMultistepScheduler,
+    SanaPipeline,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
+)
+from filelock import FileLock
 from sana_reference.autoencoder import Autoencoder
 from sana_reference.checkpoint import Checkpoint, load_checkpoint
 from sana_reference.config import AUTOENCODERS, PRESETS, AutoencoderConfig, SanaConfig, TextConfig
@@ -21,6 +30,7 @@ from sana_runtime.prompt import PromptRules
 from sana_runtime.tokenizer import Tokenizer
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
+from sana_export.build import build
 from sana_export.export import ExportedPart, export_parts
 from sana_export.precision import Precision
 
@@ -120,9 +130,11 @@ def written(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> W
     return Written(folder, pipeline, checkpoint, tokenizer, PromptRules.derive(tokenizer))
 
 
-def small_pipeline(tokenizer_folder: Path) -> SanaPipeline:
+def small_pipeline(tokenizer_folder: Path, *, sprint: bool = False) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    guided = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"} if sprint else {}
     transformer = SanaTransformer2DModel(
+        **guided,
         num_attention_heads=2,
         num_layers=2,
         num_cross_attention_heads=2,
@@ -150,6 +162,35 @@ def small_pipeline(tokenizer_folder: Path) -> SanaPipeline:
         initialise(network, seed)
     next(autoencoder.decoder.conv_out.parameters()).data.mul_(0.3)  # grey pictures of soft contrast
     flow = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
-    pipeline = SanaPipeline(tokenizer, text_encoder, autoencoder, transformer, flow)
+    kind, scheduler = (SanaSprintPipeline, SCMScheduler()) if sprint else (SanaPipeline, flow)
+    pipeline = kind(tokenizer, text_encoder, autoencoder, transformer, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@dataclass(frozen=True)
+class Built:
+    """A bundle, and the folder and the pipeline of diffusers that it was made from."""
+
+    path: Path
+    folder: Path
+    pipeline: Any
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Callable[[str], Built]:
+    """A function that builds the fp32 bundle of a small "sana" or "sprint" pipeline; all workers share one."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    @cache
+    def bundle(kind: str) -> Built:
+        folder, path = root / f"{kind}-pipeline", root / f"{kind}-bundle"
+        pipeline = small_pipeline(tiny_tokenizer, sprint=kind == "sprint")
+        with FileLock(root / f"{kind}.lock"):
+            if not path.exists():
+                pipeline.save_pretrained(folder)
+                build(folder, path, Precision.FP32)
+        return Built(path, folder, pipeline)
+
+    return bundle

@@ -1,0 +1,172 @@
+"""A checkpoint's folder becomes a bundle that paints diffusers' pictures, and damage to it is noticed."""
+
+import hashlib
+import math
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from sana_runtime.bundle import open_bundle, seal
+from sana_runtime.errors import BundleError, CheckpointError
+from sana_runtime.pipeline import Pipeline
+
+from sana_export.build import build
+from sana_export.precision import Precision
+from sana_export.replay import replay, verify
+
+DEVICES = ["cpu", "onnxruntime"]
+PROMPT = "A red circle, 一只猫 above two squares"
+BLOCKED = ["torch", "transformers", "onnx", "onnx_ir", "onnxscript", "diffusers", "safetensors", "triton"]
+
+
+def psnr(actual, expected):
+    error = np.mean((actual.astype(float) - expected.astype(float)) ** 2)
+    return 10 * math.log10(255**2 / max(error, 1e-6))
+
+
+def diffusers_picture(pipeline, latents, **arguments):
+    height, width = (32 * size for size in latents.shape[2:])
+    sized = {"height": height, "width": width, "use_resolution_binning": False, "output_type": "np"}
+    image = pipeline(PROMPT, latents=torch.from_numpy(latents), **sized, **arguments).images
+    return np.round(image * 255).astype(np.uint8)[0]
+
+
+def unit_noise(seed, height=4, width=4):
+    return np.random.default_rng(seed).standard_normal((1, 32, height, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (2, 6)])
+def test_a_sana_bundle_paints_the_picture_of_diffusers(built, device, height, width):
+    sana = built("sana")
+    latents = unit_noise(height, height, width)
+    theirs = diffusers_picture(
+        sana.pipeline, latents, negative_prompt="blurry", num_inference_steps=5, guidance_scale=4.5
+    )
+    with Pipeline.open(sana.path, device=device) as pipeline:
+        ours = pipeline.generate(
+            PROMPT, negative="blurry", size=(32 * height, 32 * width), steps=5, guidance=4.5, latents=latents
+        )
+    assert theirs.std() > 10
+    assert psnr(ours.pixels, theirs) >= 55
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_sprint_bundle_paints_the_picture_of_diffusers(built, device):
+    sprint = built("sprint")
+    latents = unit_noise(3)
+    # One step, because a second one would need the same fresh noise on both sides.
+    arguments = {"num_inference_steps": 1, "intermediate_timesteps": None, "guidance_scale": 4.5}
+    theirs = diffusers_picture(sprint.pipeline, latents, **arguments)
+    with Pipeline.open(sprint.path, device=device) as pipeline:
+        ours = pipeline.generate(PROMPT, size=(128, 128), steps=1, guidance=4.5, latents=latents)
+    assert theirs.std() > 10
+    assert psnr(ours.pixels, theirs) >= 55
+
+
+@pytest.mark.parametrize("kind", ["sana", "sprint"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_golden_record_is_painted_again_on_every_engine(built, kind, device):
+    replays = verify(built(kind).path, device)
+    assert len(replays) == 2
+    assert min(done.psnr for done in replays) >= 50
+
+
+def test_a_changed_byte_is_found_by_its_digest(built, tmp_path):
+    copy = shutil.copytree(built("sana").path, tmp_path / "copy")
+    data = bytearray((copy / "transformer.data").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "transformer.data").write_bytes(data)
+    with pytest.raises(BundleError, match=r"transformer\.data changed"):
+        verify(copy)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "caption", "transformer", "decoder"])
+def test_one_weight_tensor_changed_by_one_percent_is_found_by_the_golden_record_alone(built, tmp_path, part):
+    copy = shutil.copytree(built("sana").path, tmp_path / "copy")
+    model = onnx.load(copy / f"{part}.onnx", load_external_data=False)
+    largest = max(
+        (t for t in model.graph.initializer if t.external_data and t.data_type == onnx.TensorProto.FLOAT),
+        key=lambda t: math.prod(t.dims) if "embed" not in t.name else 0,
+    )
+    offset = next((int(entry.value) for entry in largest.external_data if entry.key == "offset"), 0)
+    onnx.external_data_helper.load_external_data_for_tensor(largest, str(copy))
+    scaled = (numpy_helper.to_array(largest) * np.float32(1.01)).astype(np.float32)
+    with (copy / f"{part}.data").open("r+b") as file:
+        file.seek(offset)
+        file.write(scaled.tobytes())
+    manifest = open_bundle(copy).manifest
+    (copy / "manifest.json").unlink()
+    seal(copy, manifest)  # the digests are those of the changed files
+    open_bundle(copy).verify()
+    with pytest.raises(BundleError, match="golden picture"):
+        verify(copy)
+
+
+def test_building_again_gives_the_same_digest_also_after_an_interruption(built, tmp_path):
+    sana = built("sana")
+
+    class Killed(Exception):
+        pass
+
+    def kill_at_decoder(step):
+        if step.stage == "decoder":
+            raise Killed
+
+    with pytest.raises(Killed):
+        build(sana.folder, tmp_path / "again", Precision.FP32, on_step=kill_at_decoder)
+    assert not (tmp_path / "again").exists()
+    stages = []
+    again = build(
+        sana.folder, tmp_path / "again", Precision.FP32, resume=True, on_step=lambda step: stages.append(step.stage)
+    )
+    assert again.digest == open_bundle(sana.path).digest
+    assert "transformer" not in stages
+    assert "decoder" in stages
+    assert sorted(path.name for path in tmp_path.iterdir() if "lock" not in path.name) == ["again"]
+
+
+def test_a_bundle_opens_and_paints_where_no_build_library_can_be_imported(built, tmp_path):
+    program = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED!r}:
+            raise ImportError(f"{{name}} is blocked")
+sys.meta_path.insert(0, Block())
+from sana_runtime import Pipeline
+with Pipeline.open({str(built("sana").path)!r}) as pipeline:
+    pipeline.generate("a red circle", steps=2).save({str(tmp_path / "out.png")!r})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert (tmp_path / "out.png").stat().st_size > 1000
+
+
+def test_a_checkpoint_that_is_refused_leaves_the_old_bundle(built, tmp_path):
+    target = shutil.copytree(built("sana").path, tmp_path / "bundle")
+    before = hashlib.sha256((target / "manifest.json").read_bytes()).hexdigest()
+    with pytest.raises(CheckpointError):
+        build(tmp_path / "nothing", target, Precision.FP32)
+    assert hashlib.sha256((target / "manifest.json").read_bytes()).hexdigest() == before
+
+
+def test_previews_show_the_colours_of_the_final_picture(built):
+    seen = []
+    with Pipeline.open(built("sana").path) as pipeline:
+        picture = pipeline.generate(PROMPT, steps=6, seed=9, on_step=lambda step: seen.append(step.preview()))
+    assert seen[0] is None  # while the text is encoded there is nothing to see
+    small = picture.pixels.reshape(4, 32, 4, 32, 3).mean(axis=(1, 3))
+    last = np.abs(seen[-1][0].astype(float) - small).mean()
+    plain = np.abs(small.mean(axis=(0, 1)) - small).mean()  # the best that a picture of one colour could do
+    assert last < plain
+
+
+def test_the_record_is_held_to_what_its_own_replay_reached(built):
+    bundle = open_bundle(built("sana").path)
+    reached = min(done.psnr for done in replay(bundle.path))
+    assert all(50 <= record.least_psnr < reached for record in bundle.manifest.golden)

@@ -1,0 +1,211 @@
+"""The pipeline inside an app: seeds, batches, threads, cancellation, callbacks that raise, memory that runs out."""
+
+import itertools
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+from sana_runtime import pipeline as pipeline_module
+from sana_runtime.errors import MemoryLimitError, UsageError
+from sana_runtime.pipeline import Pipeline
+from sana_runtime.session import Interrupted
+
+STEPS = 3
+
+
+def psnr(actual, expected):
+    error = np.mean((actual.astype(float) - expected.astype(float)) ** 2)
+    return 10 * math.log10(255**2 / max(error, 1e-6))
+
+
+@pytest.fixture(scope="module")
+def painter(built):
+    with Pipeline.open(built("sana").path) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def expected(painter):
+    return painter.generate("a red circle", steps=STEPS, seed=1).pixels
+
+
+def test_one_seed_is_one_picture_whatever_was_painted_between(painter, expected):
+    other = painter.generate("a red circle", steps=STEPS, seed=2).pixels
+    again = painter.generate("a red circle", steps=STEPS, seed=1).pixels
+    np.testing.assert_array_equal(again, expected)
+    assert (other != expected).any()
+
+
+def test_a_batch_is_its_single_pictures(painter):
+    batch = painter.generate("a star", steps=STEPS, seed=5, count=4)
+    singles = [painter.generate("a star", steps=STEPS, seed=5 + i) for i in range(4)]
+    assert [picture.recipe.seed for picture in batch] == [5, 6, 7, 8]
+    assert min(psnr(a.pixels, b.pixels) for a, b in zip(batch, singles, strict=True)) >= 50
+
+
+def test_a_batch_beyond_what_the_graph_takes_is_painted_in_pieces(painter):
+    batch = painter.generate("a star", steps=2, seed=5, count=6)
+    assert psnr(batch[5].pixels, painter.generate("a star", steps=2, seed=10).pixels) >= 50
+
+
+def test_both_engines_paint_the_same_picture(built, expected):
+    with Pipeline.open(built("sana").path, device="onnxruntime") as other:
+        assert psnr(other.generate("a red circle", steps=STEPS, seed=1).pixels, expected) >= 50
+
+
+def test_each_part_may_have_its_own_device(built, expected):
+    with Pipeline.open(built("sana").path, device={"decoder": "onnxruntime", "transformer": "cpu"}) as mixed:
+        picture = mixed.generate("a red circle", steps=STEPS, seed=1)
+    assert picture.recipe.device == "cpu+onnxruntime"
+    assert psnr(picture.pixels, expected) >= 50
+
+
+def test_eight_threads_paint_what_one_paints(painter):
+    serial = [painter.generate("a star", steps=2, seed=seed).pixels for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        threaded = list(pool.map(lambda seed: painter.generate("a star", steps=2, seed=seed).pixels, range(8)))
+    for one, other in zip(serial, threaded, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_steps_are_counted_and_the_time_left_shrinks_to_nothing(painter):
+    events = []
+    painter.generate("a star", steps=4, on_step=events.append)
+    assert [(event.stage, event.index, event.total) for event in events] == [
+        ("text", 1, 1),
+        *(("paint", i, 4) for i in range(1, 5)),
+        ("decode", 1, 1),
+    ]
+    assert events[-1].seconds_left == 0
+
+
+def test_guidance_outside_its_interval_is_not_computed(painter):
+    inside = painter.generate("a star", steps=STEPS, guidance_interval=(0, 1000)).pixels
+    outside = painter.generate("a star", steps=STEPS, guidance_interval=(0, 0)).pixels
+    none = painter.generate("a star", steps=STEPS, guidance=1.0).pixels
+    np.testing.assert_array_equal(outside, none)
+    assert (inside != none).any()
+
+
+def test_a_hundred_interruptions_of_every_kind_leave_the_pipeline_whole(painter, expected):
+    class OwnError(Exception):
+        pass
+
+    rng = np.random.default_rng(0)
+    process = psutil.Process()
+    memory = []
+    for round_number in range(100):
+        when, kind = int(rng.integers(0, STEPS + 1)), round_number % 3
+
+        def on_step(step, when=when, kind=kind):
+            if step.stage == "decode" or (step.index if step.stage == "paint" else 0) < when:
+                return None
+            if kind == 0:
+                return True
+            if kind == 1:
+                raise OwnError
+            painter.cancel()
+            return None
+
+        with pytest.raises(OwnError if kind == 1 else Interrupted):
+            painter.generate("a red circle", steps=STEPS, seed=3, on_step=on_step)
+        memory.append(process.memory_info().rss)
+    np.testing.assert_array_equal(painter.generate("a red circle", steps=STEPS, seed=1).pixels, expected)
+    assert memory[-1] <= 1.05 * memory[10]
+
+
+def test_a_cancellation_from_another_thread_stops_within_a_step(painter, expected):
+    started = threading.Event()
+    seen = []
+
+    def on_step(step):
+        seen.append(step)
+        started.set()
+
+    timer = threading.Thread(target=lambda: (started.wait(), painter.cancel()))
+    timer.start()
+    with pytest.raises(Interrupted):
+        painter.generate("a star", steps=500, on_step=on_step)
+    timer.join()
+    assert len(seen) < 400
+    np.testing.assert_array_equal(painter.generate("a red circle", steps=STEPS, seed=1).pixels, expected)
+
+
+class Scarce:
+    """A session that runs out of memory at the calls it was told, or whenever more than `most` are asked at once."""
+
+    def __init__(self, session, calls, failing=(), most=None):
+        self.session, self.calls, self.failing, self.most = session, calls, failing, most
+
+    def run(self, feeds):
+        if next(self.calls) in self.failing or (self.most and len(feeds["latent"]) > self.most):
+            raise MemoryLimitError("not enough memory")
+        return self.session.run(feeds)
+
+    def interrupt(self):
+        self.session.interrupt()
+
+
+def scarce_pipeline(monkeypatch, path, **limits):
+    """The pipeline of a bundle in which some parts are short of memory."""
+    real = pipeline_module.open_session
+    calls = {part: itertools.count(1) for part in limits}  # a part that is loaded again goes on counting
+
+    def opened(graph, device, options):
+        session = real(graph, device, options)
+        return Scarce(session, calls[graph.stem], **limits[graph.stem]) if graph.stem in limits else session
+
+    monkeypatch.setattr(pipeline_module, "open_session", opened)
+    return Pipeline.open(path)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "caption", "transformer", "decoder"])
+def test_memory_that_runs_out_once_costs_nothing_but_time(monkeypatch, built, expected, part):
+    with scarce_pipeline(monkeypatch, built("sana").path, **{part: {"failing": (1,)}}) as pipeline:
+        picture = pipeline.generate("a red circle", steps=STEPS, seed=1)
+    np.testing.assert_array_equal(picture.pixels, expected)
+
+
+def test_a_batch_that_does_not_fit_is_painted_in_smaller_ones(monkeypatch, built, painter):
+    whole = painter.generate("a star", steps=2, seed=5, count=2)
+    with scarce_pipeline(monkeypatch, built("sana").path, transformer={"most": 1}) as pipeline:
+        pieces = pipeline.generate("a star", steps=2, seed=5, count=2)
+    assert min(psnr(a.pixels, b.pixels) for a, b in zip(whole, pieces, strict=True)) >= 50
+
+
+def test_memory_that_is_not_enough_even_alone_is_one_clear_error(monkeypatch, built):
+    limits = {"transformer": {"failing": range(1, 1000)}}
+    pipeline = scarce_pipeline(monkeypatch, built("sana").path, **limits)
+    with pytest.raises(MemoryLimitError, match="not enough memory"):
+        pipeline.generate("a red circle", steps=STEPS, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"size": (100, 128)}, "steps of 32"),
+        ({"size": (4096, 4096)}, "height 4096"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 1.5}, "seed 1.5"),
+        ({"count": 0}, "count 0"),
+        ({"steps": 0}, "steps 0"),
+        ({"solver": "magic"}, "choose from"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"latents": np.zeros((1, 32, 3, 3), np.float32)}, "latents are"),
+        ({"image": np.zeros((64, 64, 3), np.uint8), "size": (128, 128)}, "the image is"),
+        ({"image": np.zeros((128, 128, 3), np.uint8), "strength": 0.0}, "strength"),
+    ],
+)
+def test_what_cannot_be_painted_is_refused_before_anything_runs(painter, arguments, told):
+    with pytest.raises(UsageError, match=told):
+        painter.generate("a star", **arguments)
+
+
+def test_a_device_that_is_not_there_is_named(built):
+    with pytest.raises(UsageError, match="abacus"):
+        Pipeline.open(built("sana").path, device="abacus")
+    with pytest.raises(UsageError, match="nose"):
+        Pipeline.open(built("sana").path, device={"nose": "cpu"})
