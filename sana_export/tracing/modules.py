@@ -102,7 +102,7 @@ class EncoderPart(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Latents (B, channels, h, w) in fp32 for (B, 32h, 32w, 3)."""
-        pixels = image.permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = image.float().permute(0, 3, 1, 2) / 127.5 - 1  # in this order: TensorRT does not transpose bytes
         latent: Tensor = self.encoder(pixels.to(self.encoder.stem.weight.dtype))
         return latent.float() * self.scaling_factor
 

@@ -141,12 +141,15 @@ def test_bfloat16_text_states_agree_within_bfloat16(written, half_parts):
 
 
 def test_the_plan_foresaw_the_size_of_every_part(written, parts):
-    foreseen = {part.name: part for part in plan(written.checkpoint, prefix_tokens=len(written.rules.prefix)).parts}
+    known = len(written.rules.prefix)
+    foreseen = {part.name: part for part in plan(written.checkpoint, prefix_tokens=known).parts}
+    rotations = 2 * (known + 513) * written.checkpoint.text_config.head_dim
+    tables = {"transformer": 1001 * 256, "text_encoder": rotations}  # of angles, small in models of full size
     for name, part in parts.items():
         model = onnx.load(part.graph, load_external_data=False)
         floats = [weight for weight in model.graph.initializer if weight.data_type == onnx.TensorProto.FLOAT]
         held = sum(math.prod(weight.dims) for weight in floats)
-        assert held == pytest.approx(foreseen[name].parameters, rel=0.02, abs=300), name  # small constants come on top
+        assert 0 <= held - foreseen[name].parameters - tables.get(name, 0) <= 300, name  # scalars and vectors of ones
 
 
 @pytest.mark.parametrize("name", PARTS)
