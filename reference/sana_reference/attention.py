@@ -39,7 +39,7 @@ def kernel_named(name: str) -> Kernel:
     if name != "triton":
         raise UsageError(f"attention {name!r} is unknown; choose torch, triton or pass a function of q, k and v")
     if not hasattr(torch.ops.sana, "relu_linear_attention"):
-        raise BackendError("the triton attention is not registered; import sana_plugins before choosing it")
+        raise BackendError("the triton attention is not registered; import sana_plugins.linear_attention first")
     return cast(Kernel, torch.ops.sana.relu_linear_attention)
 
 
