@@ -172,9 +172,8 @@ def _golden_manifest(checkpoint: "Checkpoint", manifest: Manifest, rules: Prompt
     sides = [axis.min for _, axis in manifest.latent.axes() if axis.name != "batch"]
     pixels = max(side, *sides) * COMPRESSION
     steps = min(GOLDEN_STEPS, defaults.steps)
-    pictures, preview = paint_golden(
-        checkpoint, [GoldenRequest(prompt, seed, (pixels, pixels), steps, defaults.guidance) for prompt, seed in GOLDEN]
-    )
+    requests = [GoldenRequest(prompt, seed, (pixels, pixels), steps, defaults.guidance) for prompt, seed in GOLDEN]
+    pictures, preview = paint_golden(checkpoint, requests, rules)
     records = tuple(_written(picture, defaults.solver, stage) for picture in pictures)
     return replace(manifest, golden=records, preview=preview)
 

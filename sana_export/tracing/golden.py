@@ -51,16 +51,35 @@ class GoldenPicture:
 @torch.inference_mode()
 def paint_golden(
     checkpoint: "Checkpoint", requests: Sequence[GoldenRequest], rules: PromptRules
-) -> list[GoldenPicture]:
-    """Paint every request in float32, with one network in memory at a time: the text encoder alone takes 10 GB."""
+) -> tuple[list[GoldenPicture], PreviewMap]:
+    """Every request in float32, and the preview fitted to them and to mixtures of them.
+
+    One network is in memory at a time: the text encoder alone takes 10 GB.
+    """
     tokenizer = Tokenizer(checkpoint.tokenizer)
     tokens = [_tokens(checkpoint, tokenizer, request, rules) for request in requests]
     states = _states(checkpoint.text_encoder(), rules, tokens)
     latents = _latents(checkpoint, requests, states, tokens)
+    seen = np.concatenate([*latents, *_mixtures(latents)])
     autoencoder = checkpoint.autoencoder()
-    pictures = [autoencoder.decode_picture(torch.from_numpy(latent)).numpy() for latent in latents]
+    pixels = np.concatenate([autoencoder.decode_picture(torch.from_numpy(each[None])).numpy() for each in seen])
+    pictures = [GoldenPicture(*made) for made in zip(requests, seen, pixels, strict=False)]
+    return pictures, fit_preview(seen, pixels)
+
+
+def _mixtures(latents: Sequence[Latent]) -> list[Latent]:
+    """Latents of the same spread in which the pictures overlap, shifted: colours that none of them has alone."""
+    random = np.random.default_rng(0)
+
+    def shifted(latent: Latent) -> Latent:
+        down, across = (int(random.integers(side)) for side in latent.shape[2:])
+        return np.roll(latent, (down, across), (2, 3))
+
+    shares = random.standard_normal((MIXED, len(latents))).astype(np.float32)
+    shares /= np.linalg.norm(shares, axis=1, keepdims=True)
     return [
-        GoldenPicture(*made) for made in zip(requests, (x[0] for x in latents), (x[0] for x in pictures), strict=True)
+        np.sum([share * shifted(latent) for share, latent in zip(row, latents, strict=True)], 0, np.float32)
+        for row in shares
     ]
 
 
