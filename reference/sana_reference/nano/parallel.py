@@ -55,4 +55,5 @@ def _work(index: int, train: Callable[[], object], count: int, meeting: Path) ->
         "gloo", init_method=meeting.as_uri(), rank=index, world_size=count, timeout=timedelta(hours=1)
     )
     train()
+    distributed.barrier()  # who leaves before others have arrived breaks their meeting
     distributed.destroy_process_group()

@@ -12,6 +12,7 @@ __all__ = [
     "AUTOENCODER_RUN",
     "DECODER_RUN",
     "GUIDANCE",
+    "HARDENING_RUN",
     "SCENES",
     "SIDE",
     "TEXT",
@@ -50,6 +51,7 @@ class Run:
 
 
 AUTOENCODER_RUN = Run(steps=2500, batch=24, rate=2e-3)
+HARDENING_RUN = Run(steps=1250, batch=24, rate=1.2e-3, decay=0.6)
 DECODER_RUN = Run(steps=2000, batch=32, rate=1e-3, decay=0.7)
 TRANSFORMER_RUN = Run(steps=2000, batch=256, rate=2e-3)
 

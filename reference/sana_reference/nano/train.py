@@ -19,12 +19,14 @@ from sana_reference.nano.recipe import (
     AUTOENCODER_RUN,
     DECODER_RUN,
     GUIDANCE,
+    HARDENING_RUN,
     SIDE,
     TRANSFORMER,
     TRANSFORMER_RUN,
     workplace,
 )
 from sana_reference.nano.train_autoencoder import (
+    harden_autoencoder,
     sharpen_decoder,
     train_autoencoder,
     training_pictures,
@@ -57,6 +59,11 @@ def _autoencoder(steps: int | None, workers: int) -> None:
     in_workers(partial(train_autoencoder, run), workers)
 
 
+def _harden(steps: int | None, workers: int) -> None:
+    run = replace(HARDENING_RUN, steps=steps or HARDENING_RUN.steps)
+    in_workers(partial(harden_autoencoder, finished_autoencoder(scaling_factor=1.0), run), workers)
+
+
 def _transformer(steps: int | None, workers: int) -> None:
     prepare_tokenizer()
     prepare_texts()
@@ -82,7 +89,13 @@ def _export(steps: int | None, workers: int) -> None:
     copytree(workplace() / "tokenizer", WEIGHTS / "tokenizer", dirs_exist_ok=True)
 
 
-STAGES = {"autoencoder": _autoencoder, "transformer": _transformer, "decoder": _decoder, "export": _export}
+STAGES = {
+    "autoencoder": _autoencoder,
+    "harden": _harden,
+    "transformer": _transformer,
+    "decoder": _decoder,
+    "export": _export,
+}
 WEIGHTS = Path(__file__).parent / "weights"
 
 

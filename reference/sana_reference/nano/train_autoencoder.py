@@ -1,5 +1,6 @@
 """Train nano's autoencoder on drawn scenes."""
 
+from collections.abc import Callable
 from copy import copy
 
 import numpy as np
@@ -17,6 +18,7 @@ from sana_reference.nano.recipe import (
     AUTOENCODER,
     AUTOENCODER_RUN,
     DECODER_RUN,
+    HARDENING_RUN,
     SCENES,
     SIDE,
     VALIDATION,
@@ -24,9 +26,17 @@ from sana_reference.nano.recipe import (
     workplace,
 )
 
-__all__ = ["psnr", "sharpen_decoder", "train_autoencoder", "training_pictures", "validation_pictures"]
+__all__ = [
+    "harden_autoencoder",
+    "psnr",
+    "sharpen_decoder",
+    "train_autoencoder",
+    "training_pictures",
+    "validation_pictures",
+]
 
-NOISE = 0.1  # added to latents, as a share of their spread: the decoder learns to bear the sampler's errors
+NOISE = 0.1  # added to latents, as a share of their spread
+HARDENING_NOISE = 0.6  # most of the noise added while hardening; every picture gets its own share of it
 
 
 def training_pictures() -> NDArray[np.uint8]:
@@ -56,11 +66,11 @@ def picture_loss(painted: Tensor, pixels: Tensor) -> Tensor:
     return pixel + down + across
 
 
-def loss_of(model: Autoencoder, pixels: Tensor) -> Tensor:
+def loss_of(model: Autoencoder, pixels: Tensor, noise: Tensor) -> Tensor:
     """The loss of pictures painted from noisy latents, and how far these are from zero mean and unit spread."""
     latent = model.encode(pixels)
     spread, centre = torch.std_mean(latent, dim=(0, 2, 3))
-    noisy = latent + NOISE * spread.detach()[:, None, None] * torch.randn_like(latent)
+    noisy = latent + noise[:, None, None, None] * spread.detach()[:, None, None] * torch.randn_like(latent)
     straying = centre.square().mean() + (spread - 1).square().mean()
     return picture_loss(model.decode(noisy), pixels) + 0.01 * straying
 
@@ -92,21 +102,36 @@ def report(model: Autoencoder, pictures: NDArray[np.uint8], diary: Diary, step: 
     return psnr(pictures, painted)
 
 
-def train_autoencoder(run: Run = AUTOENCODER_RUN, every: int = 250) -> Autoencoder:
-    """Train both halves to the end of `run`; returns the averaged model."""
-    diary = Diary(workplace() / "autoencoder")
+def train_autoencoder(run: Run = AUTOENCODER_RUN, every: int = 250) -> None:
+    """Train both halves from scratch to the end of `run`."""
     torch.manual_seed(run.seed)
-    model: Autoencoder = Autoencoder(AUTOENCODER).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _train(
+        Autoencoder(AUTOENCODER),
+        run,
+        Diary(workplace() / "autoencoder"),
+        lambda count: torch.full((count,), NOISE),
+        every,
+    )
+
+
+def harden_autoencoder(model: Autoencoder, run: Run = HARDENING_RUN, every: int = 250) -> None:
+    """Train both halves on, with much noise: the latents learn to say what matters so that errors do not hurt it."""
+    _train(model, run, Diary(workplace() / "hardened"), lambda count: HARDENING_NOISE * torch.rand(count), every)
+
+
+def _train(model: Autoencoder, run: Run, diary: Diary, noise: Callable[[int], Tensor], every: int) -> None:
+    model = model.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pictures, unseen = training_pictures(), validation_pictures()
 
     def loss(step: int) -> Tensor:
+        pixels = as_pixels(pictures[chosen(run, step, len(pictures))])
         with torch.autocast("cpu", torch.bfloat16):
-            return loss_of(model, as_pixels(pictures[chosen(run, step, len(pictures))]))
+            return loss_of(model, pixels, noise(len(pixels)))
 
     def measure(averaged: Autoencoder, step: int) -> dict[str, float]:
         return {"psnr": report(averaged, unseen[:128], diary, step)}
 
-    return learn(model, run, diary, loss, measure, every)
+    learn(model, run, diary, loss, measure, every)
 
 
 def sharpen_decoder(model: Autoencoder, latents: NDArray[np.float32], run: Run = DECODER_RUN, every: int = 250) -> None:
@@ -121,7 +146,8 @@ def sharpen_decoder(model: Autoencoder, latents: NDArray[np.float32], run: Run =
         scenes = chosen(run, step, len(pictures))
         clean = torch.from_numpy(latents[scenes])
         with torch.autocast("cpu", torch.bfloat16):
-            painted = decoder((clean + NOISE * torch.randn_like(clean)) / model.scaling_factor)
+            noise = HARDENING_NOISE * torch.rand(len(clean), 1, 1, 1) * torch.randn_like(clean)
+            painted = decoder((clean + noise) / model.scaling_factor)
             return picture_loss(painted.float(), as_pixels(pictures[scenes]))
 
     def measure(averaged: Decoder, step: int) -> dict[str, float]:

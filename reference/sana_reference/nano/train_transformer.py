@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 DROPPED = 0.1  # share of captions that are left out, for guidance
-TEMPERATURE = 0.5  # of the captions' scores
+TEMPERATURE = 1.0  # of the captions' scores
 WORDINGS = 3
 DRAWS = 2  # noises drawn for each caption: the text is computed once for both
 PROMPTS = (
@@ -100,7 +100,9 @@ def finished_autoencoder(scaling_factor: float | None = None) -> Autoencoder:
     """
     factor = scaling_factor or float((workplace() / "scale.txt").read_text())
     model = Autoencoder(replace(AUTOENCODER, scaling_factor=factor))
-    model.load_state_dict(torch.load(workplace() / "autoencoder" / "state.pt", weights_only=True)["average"])
+    hardened = workplace() / "hardened" / "state.pt"
+    source = hardened if hardened.is_file() else workplace() / "autoencoder" / "state.pt"
+    model.load_state_dict(torch.load(source, weights_only=True)["average"])
     sharpened = workplace() / "decoder" / "state.pt"
     if sharpened.is_file():
         model.decoder.load_state_dict(torch.load(sharpened, weights_only=True)["average"])
