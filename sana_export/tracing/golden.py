@@ -1,7 +1,7 @@
 """Paint a checkpoint's golden pictures with the reference, and fit the preview to them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GoldenPicture", "GoldenRequest", "fit_preview", "paint_golden"]
 
-MIXED = 8  # further pictures that the preview is fitted to
+POSITIONS = 256  # of latents that the preview is fitted to: several for each channel
+FIRST_SKETCH = 100  # a seed that no golden picture has
+SKETCH_STEPS = 4
 RIDGE = 1e-3  # keeps the fit sane when there are few positions to fit it to
 
 
@@ -52,34 +54,28 @@ class GoldenPicture:
 def paint_golden(
     checkpoint: "Checkpoint", requests: Sequence[GoldenRequest], rules: PromptRules
 ) -> tuple[list[GoldenPicture], PreviewMap]:
-    """Every request in float32, and the preview fitted to them and to mixtures of them.
+    """Every request in float32, and the preview fitted to them and to sketches of their prompts with other seeds.
 
     One network is in memory at a time: the text encoder alone takes 10 GB.
     """
     tokenizer = Tokenizer(checkpoint.tokenizer)
-    tokens = [_tokens(checkpoint, tokenizer, request, rules) for request in requests]
+    wanted = [*requests, *_sketches(requests)]
+    tokens = [_tokens(checkpoint, tokenizer, request, rules) for request in wanted]
     states = _states(checkpoint.text_encoder(), rules, tokens)
-    latents = _latents(checkpoint, requests, states, tokens)
-    seen = np.concatenate([*latents, *_mixtures(latents)])
+    latents = np.concatenate(_latents(checkpoint, wanted, states, tokens))
     autoencoder = checkpoint.autoencoder()
-    pixels = np.concatenate([autoencoder.decode_picture(torch.from_numpy(each[None])).numpy() for each in seen])
-    pictures = [GoldenPicture(*made) for made in zip(requests, seen, pixels, strict=False)]
-    return pictures, fit_preview(seen, pixels)
+    pixels = np.concatenate([autoencoder.decode_picture(torch.from_numpy(each[None])).numpy() for each in latents])
+    pictures = [GoldenPicture(*made) for made in zip(requests, latents, pixels, strict=False)]
+    return pictures, fit_preview(latents, pixels)
 
 
-def _mixtures(latents: Sequence[Latent]) -> list[Latent]:
-    """Latents of the same spread in which the pictures overlap, shifted: colours that none of them has alone."""
-    random = np.random.default_rng(0)
-
-    def shifted(latent: Latent) -> Latent:
-        down, across = (int(random.integers(side)) for side in latent.shape[2:])
-        return np.roll(latent, (down, across), (2, 3))
-
-    shares = random.standard_normal((MIXED, len(latents))).astype(np.float32)
-    shares /= np.linalg.norm(shares, axis=1, keepdims=True)
+def _sketches(requests: Sequence[GoldenRequest]) -> list[GoldenRequest]:
+    """Requests for further pictures, in few steps, until there are enough positions for a fit."""
+    height, width = requests[0].size
+    count = max(4, POSITIONS * COMPRESSION**2 // (height * width))
     return [
-        np.sum([share * shifted(latent) for share, latent in zip(row, latents, strict=True)], 0, np.float32)
-        for row in shares
+        replace(requests[i % len(requests)], seed=FIRST_SKETCH + i, steps=min(SKETCH_STEPS, requests[0].steps))
+        for i in range(count)
     ]
 
 

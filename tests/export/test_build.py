@@ -11,13 +11,18 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from sana_reference.checkpoint import load_checkpoint
 from sana_runtime.bundle import open_bundle, seal
 from sana_runtime.errors import BundleError, CheckpointError
 from sana_runtime.pipeline import Pipeline
+from sana_runtime.progress import Preview
+from sana_runtime.prompt import PromptRules
+from sana_runtime.tokenizer import Tokenizer
 
-from sana_export.build import build
+from sana_export.build import GOLDEN, build
 from sana_export.precision import Precision
 from sana_export.replay import replay, verify
+from sana_export.tracing.golden import GoldenRequest, paint_golden
 
 DEVICES = ["cpu", "onnxruntime"]
 PROMPT = "A red circle, 一只猫 above two squares"
@@ -155,15 +160,31 @@ def test_a_checkpoint_that_is_refused_leaves_the_old_bundle(built, tmp_path):
     assert hashlib.sha256((target / "manifest.json").read_bytes()).hexdigest() == before
 
 
-def test_previews_show_the_colours_of_the_final_picture(built):
+def test_every_step_of_painting_has_a_preview(built):
     seen = []
     with Pipeline.open(built("sana").path) as pipeline:
-        picture = pipeline.generate(PROMPT, steps=6, seed=9, on_step=lambda step: seen.append(step.preview()))
+        pipeline.generate(PROMPT, steps=2, size=(64, 96), on_step=lambda step: seen.append(step.preview()))
     assert seen[0] is None  # while the text is encoded there is nothing to see
-    small = picture.pixels.reshape(4, 32, 4, 32, 3).mean(axis=(1, 3))
-    last = np.abs(seen[-1][0].astype(float) - small).mean()
-    plain = np.abs(small.mean(axis=(0, 1)) - small).mean()  # the best that a picture of one colour could do
-    assert last < plain
+    assert [preview.shape for preview in seen[1:]] == [(1, 2, 3, 3)] * 3
+
+
+def test_the_fitted_preview_tells_more_of_a_picture_than_the_mean_colour_of_all():
+    checkpoint = load_checkpoint("nano")  # random weights decode to nothing that a linear map could follow
+    rules = PromptRules.derive(Tokenizer(checkpoint.tokenizer))
+    side = checkpoint.config.sample_size * 32
+    _, fitted = paint_golden(checkpoint, [request(prompt, seed, side) for prompt, seed in GOLDEN], rules)
+    prompts = ("two green triangles", "a large blue square", "four orange circles", "a red ring below a yellow star")
+    requests = [request(prompt, 500 + i, side) for i, prompt in enumerate(4 * prompts)]
+    pictures, _ = paint_golden(checkpoint, requests, rules)
+    preview = Preview(np.array(fitted.weight, np.float32), np.array(fitted.bias, np.float32))
+    shown = preview(np.stack([picture.latent for picture in pictures])).astype(float)
+    pixels = np.stack([picture.pixels for picture in pictures])
+    small = pixels.reshape(len(pixels), side // 32, 32, side // 32, 32, 3).mean(axis=(2, 4))
+    assert np.abs(shown - small).mean() < 0.8 * np.abs(small - small.mean(axis=(0, 1, 2))).mean()
+
+
+def request(prompt, seed, side):
+    return GoldenRequest(prompt, seed, (side, side), steps=6, guidance=2.0)
 
 
 def test_the_record_is_held_to_what_its_own_replay_reached(built):
