@@ -153,7 +153,8 @@ def test_plan_says_what_a_build_takes(run, built):
         model = onnx.load(built("sana").path / f"{name}.onnx", load_external_data=False)
         tensors = [tensor for tensor in model.graph.initializer if tensor.external_data]
         held = sum(4 * math.prod(tensor.dims) for tensor in tensors)
-        assert part["bytes"] == pytest.approx(held, rel=0.25)  # small tensors lie inside the graph
+        # Small tensors lie inside the graph; tables of angles, at most about 1 MB a part, are not planned.
+        assert 0.75 * part["bytes"] <= held <= 1.25 * part["bytes"] + 1_200_000
 
 
 def test_verify_says_that_all_is_well(run, bundle):
