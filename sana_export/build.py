@@ -70,6 +70,7 @@ def build(
     on_step(BuildStep("checkpoint", 0.0, f"reading {origin.model}"))
     checkpoint, terms = _found(origin)
     rules = PromptRules.derive(Tokenizer(checkpoint.tokenizer))
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with publishing(output) as stage:
         work = _work_folder(output, checkpoint, precision, keep=resume)
         exported = _exported(checkpoint, precision, rules, work, _scaled(on_step))
