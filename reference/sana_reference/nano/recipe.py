@@ -10,7 +10,6 @@ from sana_reference.config import AUTOENCODERS, PRESETS, TextConfig
 __all__ = [
     "AUTOENCODER",
     "AUTOENCODER_RUN",
-    "DECODER_RUN",
     "GUIDANCE",
     "HARDENING_RUN",
     "SCENES",
@@ -52,7 +51,6 @@ class Run:
 
 AUTOENCODER_RUN = Run(steps=2500, batch=24, rate=2e-3)
 HARDENING_RUN = Run(steps=1250, batch=24, rate=1.2e-3, decay=0.6)
-DECODER_RUN = Run(steps=2000, batch=32, rate=1e-3, decay=0.7)
 TRANSFORMER_RUN = Run(steps=2000, batch=256, rate=2e-3)
 
 

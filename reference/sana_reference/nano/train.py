@@ -1,4 +1,4 @@
-"""Train nano: `python -m sana_reference.nano.train autoencoder`, then `transformer`, `decoder`, `export`.
+"""Train nano: `python -m sana_reference.nano.train autoencoder`, then `harden`, `transformer`, `export`.
 
 Each resumes where it stopped.
 """
@@ -9,15 +9,12 @@ from functools import partial
 from pathlib import Path
 from shutil import copytree
 
-import numpy as np
-
 from sana_reference.nano.evaluation import evaluate, questions, table
 from sana_reference.nano.export import write_autoencoder, write_index, write_text_encoder, write_transformer
 from sana_reference.nano.parallel import in_workers
 from sana_reference.nano.recipe import (
     AUTOENCODER,
     AUTOENCODER_RUN,
-    DECODER_RUN,
     GUIDANCE,
     HARDENING_RUN,
     SIDE,
@@ -27,7 +24,6 @@ from sana_reference.nano.recipe import (
 )
 from sana_reference.nano.train_autoencoder import (
     harden_autoencoder,
-    sharpen_decoder,
     train_autoencoder,
     training_pictures,
     validation_pictures,
@@ -73,12 +69,6 @@ def _transformer(steps: int | None, workers: int) -> None:
     in_workers(partial(train_transformer, run, judge=judge), workers)
 
 
-def _decoder(steps: int | None, workers: int) -> None:
-    latents = np.load(workplace() / "latents.npy")
-    run = replace(DECODER_RUN, steps=steps or DECODER_RUN.steps)
-    in_workers(partial(sharpen_decoder, finished_autoencoder(), latents, run), workers)
-
-
 def _export(steps: int | None, workers: int) -> None:
     """Write the weights into the package, whatever stage they are at; its model card is written by hand."""
     write_index(TRANSFORMER, GUIDANCE, WEIGHTS)
@@ -93,7 +83,6 @@ STAGES = {
     "autoencoder": _autoencoder,
     "harden": _harden,
     "transformer": _transformer,
-    "decoder": _decoder,
     "export": _export,
 }
 WEIGHTS = Path(__file__).parent / "weights"

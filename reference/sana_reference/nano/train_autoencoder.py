@@ -1,7 +1,6 @@
 """Train nano's autoencoder on drawn scenes."""
 
 from collections.abc import Callable
-from copy import copy
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sana_reference.autoencoder import Autoencoder, Decoder
+from sana_reference.autoencoder import Autoencoder
 from sana_reference.nano.drawn import drawn, scene_list
 from sana_reference.nano.loop import learn
 from sana_reference.nano.parallel import rank, workers
@@ -17,7 +16,6 @@ from sana_reference.nano.progress import Diary, save_grid
 from sana_reference.nano.recipe import (
     AUTOENCODER,
     AUTOENCODER_RUN,
-    DECODER_RUN,
     HARDENING_RUN,
     SCENES,
     SIDE,
@@ -29,7 +27,6 @@ from sana_reference.nano.recipe import (
 __all__ = [
     "harden_autoencoder",
     "psnr",
-    "sharpen_decoder",
     "train_autoencoder",
     "training_pictures",
     "validation_pictures",
@@ -132,27 +129,3 @@ def _train(model: Autoencoder, run: Run, diary: Diary, noise: Callable[[int], Te
         return {"psnr": report(averaged, unseen[:128], diary, step)}
 
     learn(model, run, diary, loss, measure, every)
-
-
-def sharpen_decoder(model: Autoencoder, latents: NDArray[np.float32], run: Run = DECODER_RUN, every: int = 250) -> None:
-    """Train the decoder alone on latents of the training scenes, so that latents stay what the transformer knows."""
-    diary = Diary(workplace() / "decoder")
-    torch.manual_seed(run.seed)
-    model.encoder.requires_grad_(False)
-    decoder = model.decoder.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    pictures, unseen = training_pictures(), validation_pictures()
-
-    def loss(step: int) -> Tensor:
-        scenes = chosen(run, step, len(pictures))
-        clean = torch.from_numpy(latents[scenes])
-        with torch.autocast("cpu", torch.bfloat16):
-            noise = HARDENING_NOISE * torch.rand(len(clean), 1, 1, 1) * torch.randn_like(clean)
-            painted = decoder((clean + noise) / model.scaling_factor)
-            return picture_loss(painted.float(), as_pixels(pictures[scenes]))
-
-    def measure(averaged: Decoder, step: int) -> dict[str, float]:
-        whole = copy(model)
-        whole.decoder = averaged
-        return {"psnr": report(whole, unseen[:128], diary, step)}
-
-    learn(decoder, run, diary, loss, measure, every)

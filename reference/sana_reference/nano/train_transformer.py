@@ -94,18 +94,12 @@ class Painter(nn.Module):
 
 
 def finished_autoencoder(scaling_factor: float | None = None) -> Autoencoder:
-    """The average that the training of the autoencoder, and then of its decoder, ended with.
-
-    Its latents have unit spread unless told otherwise.
-    """
+    """The average that the autoencoder's last training ended with; its latents have unit spread if not told other."""
     factor = scaling_factor or float((workplace() / "scale.txt").read_text())
     model = Autoencoder(replace(AUTOENCODER, scaling_factor=factor))
     hardened = workplace() / "hardened" / "state.pt"
     source = hardened if hardened.is_file() else workplace() / "autoencoder" / "state.pt"
     model.load_state_dict(torch.load(source, weights_only=True)["average"])
-    sharpened = workplace() / "decoder" / "state.pt"
-    if sharpened.is_file():
-        model.decoder.load_state_dict(torch.load(sharpened, weights_only=True)["average"])
     return model.eval().requires_grad_(False)
 
 
