@@ -31,6 +31,7 @@ from sana_runtime.publish import FULL
 __all__ = ["EngineCache", "EngineEntry", "EngineKey", "engine_folder", "graph_digest"]
 
 MAGIC = b"SANAENG1"
+RECIPE = "recipe 1"  # another number makes every engine that was built before stale
 MAC_BYTES, KEY_BYTES = 32, 32
 LONGEST_NOTE = 1 << 16
 LIMIT = 24 << 30  # bytes: about four bundles of Sana-1.6B
@@ -51,7 +52,7 @@ class EngineKey:
     library: str  # "tensorrt_rtx" or "tensorrt"
     version: str  # of the library, such as "1.7.1.116"
     capabilities: tuple[int, ...]  # compute capabilities that it runs on, such as (86, 89, 120)
-    precision: str  # the part's, as the manifest names it, or "int8-turing"
+    precision: str  # the part's, as the manifest names it
     profile: str  # `profile_digest` of its shapes
     plugin: bool  # whether it needs the attention plugin
 
@@ -79,8 +80,8 @@ class EngineEntry:
 
 
 def graph_digest(hashes: Iterable[str]) -> str:
-    """One digest for the sha256 of a graph and of its data, in this order."""
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    """One digest for the sha256 of a graph and of its data, in this order, and for how engines are made of them."""
+    return hashlib.sha256("\n".join((*hashes, RECIPE)).encode()).hexdigest()
 
 
 def engine_folder() -> Path:
