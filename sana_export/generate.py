@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
+from sana_runtime.bundle import open_bundle
 from sana_runtime.errors import UsageError
 from sana_runtime.picture import Picture, read_picture, read_recipe
 from sana_runtime.pipeline import Pipeline
@@ -93,6 +95,8 @@ def generate(bundle: Path, order: Order, on_step: OnOrderStep) -> Iterator[Paint
         raise UsageError(f"count {order.count}: give a whole number from 1 up")
     if order.output.suffix.lower() != ".png":
         raise UsageError(f"{order.output}: pictures are written as PNG; give the file a name that ends in .png")
+    if order.preview and open_bundle(bundle).preview is None:
+        raise UsageError(f"{bundle} has no preview map, so --preview has no effect; leave it out or build it again")
     order.output.parent.mkdir(parents=True, exist_ok=True)
     total = len(prompts) * order.count
     with Pipeline.open(bundle, device=order.device) as pipeline:
@@ -119,10 +123,9 @@ def generate(bundle: Path, order: Order, on_step: OnOrderStep) -> Iterator[Paint
 def _write_preview(event: StepEvent, path: Path) -> None:
     pixels = event.preview()
     if pixels is not None:
-        large = Image.fromarray(pixels[0]).resize(
-            (pixels.shape[2] * PREVIEW_SCALE, pixels.shape[1] * PREVIEW_SCALE), Image.Resampling.BICUBIC
-        )
-        large.save(path.with_suffix(".preview.png"))
+        size = (pixels.shape[2] * PREVIEW_SCALE, pixels.shape[1] * PREVIEW_SCALE)
+        large = Image.fromarray(pixels[0]).resize(size, Image.Resampling.BICUBIC)
+        Picture(np.asarray(large)).save(path.with_suffix(".preview.png"))
 
 
 def _lines(path: Path) -> list[str]:

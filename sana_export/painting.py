@@ -16,21 +16,24 @@ def interruptible(pipeline: Pipeline, paint: Callable[[], Result]) -> Result:
     """What `paint` returns; on Ctrl-C the pipeline is cancelled first, and a second Ctrl-C does not wait for it."""
     answers: list[Result] = []
     failures: list[BaseException] = []
+    done = threading.Event()  # Thread.join, once interrupted, takes the thread for ended: CPython issue 90882
 
     def work() -> None:
         try:
             answers.append(paint())
         except BaseException as error:  # handed to the caller's thread, whatever it is
             failures.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    threading.Thread(target=work, daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
+        while not done.wait(POLL_SECONDS):
+            pass
     except KeyboardInterrupt:
         pipeline.cancel()
-        thread.join()
+        while not done.wait(POLL_SECONDS):
+            pipeline.cancel()  # again: a painting that had not yet begun forgets the first
         raise
     if failures:
         raise failures[0]

@@ -88,6 +88,10 @@ class Pipeline:
             strength=strength,
         )
         request.check(self._signatures["transformer"].inputs[0])
+        if negative and not self._guided(request):
+            raise UsageError(
+                "the negative prompt has no effect without guidance above 1; leave it out, or raise guidance"
+            )
         with self._turn:
             self._parts.resume()
             pictures = self._paint(request, on_step)
@@ -113,16 +117,15 @@ class Pipeline:
     def _paint(self, request: Request, on_step: OnStep | None) -> list[Picture]:
         painting = Painting(self._parts.run, self._signatures, request, self._bundle.preview, on_step)
         positive = self._conditioner.prompt(request.prompt)
-        guided = request.guidance.scale > 1 and not self._takes_guidance
-        negative = self._conditioner.negative(request.negative) if guided else None
+        negative = self._conditioner.negative(request.negative) if self._guided(request) else None
         painting.report(StepEvent("text", 1, 1, 0.0))
         pixels = painting.decode(painting.denoise(positive, negative))
         return [Picture(each, self._recipe(request, i)) for i, each in enumerate(pixels)]
 
-    @property
-    def _takes_guidance(self) -> bool:
-        """Whether the transformer itself is told the guidance, as Sprint's is."""
-        return any(spec.name == "guidance" for spec in self._signatures["transformer"].inputs)
+    def _guided(self, request: Request) -> bool:
+        """Whether the model is run for the negative prompt: not where it is itself told the guidance, as Sprint is."""
+        told = any(spec.name == "guidance" for spec in self._signatures["transformer"].inputs)
+        return request.guidance.scale > 1 and not told
 
     def _recipe(self, request: Request, index: int) -> Recipe:
         return Recipe(

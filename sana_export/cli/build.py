@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import click
-from sana_runtime.errors import UsageError
+from sana_runtime.errors import BackendError
 
 from sana_export.cli.options import json_option
 from sana_export.cli.progress import Reporter
@@ -17,26 +17,39 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 @click.argument("model", default="nano")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write; MODEL's name when left out.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="bf16", show_default=True)
+@click.option("--autoencoder", help="Folder, file or id of the DC-AE, for a .pth that has none, or to replace it.")
+@click.option("--text-encoder", help="Folder or id of the Gemma-2, for a .pth that has none, or to replace it.")
+@click.option("--revision", help="Branch or commit of a Hugging Face id.")
+@click.option("--variant", help="Kind of weight files, such as fp16.")
 @click.option("--resume", is_flag=True, help="Keep the parts that an interrupted build of the same model finished.")
 @json_option
 @click.pass_context
-def command(ctx: click.Context, model: str, output: Path | None, precision: str, resume: bool, as_json: bool) -> None:
+def command(
+    ctx: click.Context, output: Path | None, precision: str, resume: bool, as_json: bool, **origin: str | None
+) -> None:
     """Make a bundle from MODEL: a diffusers folder, an NVlabs .pth, a Hugging Face id, or `nano`, which is built in."""
-    try:
-        from sana_export.build import BuildStep, build
-    except ImportError as error:
-        raise UsageError(f"building needs {error.name}; run `pip install 'sana-export[build]'`") from None
-    from sana_export.latest import remember_bundle
-    from sana_export.precision import Precision
-
     with Reporter(as_json=as_json) as reporter:
+        reporter.step("start", 0.0, "starting")
+        try:
+            from sana_export.build import BuildStep, build
+        except ImportError as error:
+            raise BackendError(f"building needs {error.name}; run `pip install 'sana-export[build]'`") from None
+        from sana_export.latest import remember_bundle
+        from sana_export.origin import Origin
+        from sana_export.precision import Precision
+
         if ctx.get_parameter_source("model") is click.core.ParameterSource.DEFAULT:
             reporter.note("no MODEL given: building nano, the small model that is built in")
 
         def on_step(step: BuildStep) -> None:
             reporter.step(step.stage, step.fraction, step.message)
 
-        target = output or Path(f"{Path(model).name}-{precision}")
-        bundle = build(model, target, Precision(precision), resume=resume, on_step=on_step)
+        target = output or _usual_output(str(origin["model"]), precision)
+        bundle = build(Origin(**origin), target, Precision(precision), resume=resume, on_step=on_step)
         remember_bundle(target)
         reporter.result(str(target), bundle=str(target), digest=bundle.digest, size=bundle.size)
+
+
+def _usual_output(model: str, precision: str) -> Path:
+    """A folder here, named after the model: also when that is `.` or a file."""
+    return Path(f"{Path(model).resolve().name.removesuffix('.pth')}-{precision}")

@@ -1,17 +1,21 @@
 """The group of commands, and how every failure becomes one line and an exit code."""
 
+import errno
 import importlib
+import json
 import sys
 from typing import Any
 
 import click
-from sana_runtime.errors import SanaError
+from sana_runtime.errors import MemoryLimitError, SanaError, UsageError
+
+from sana_export.cli.progress import escaped
 
 __all__ = ["main"]
 
 COMMANDS = ("build", "generate", "plan", "verify", "evaluate", "inspect", "info", "doctor", "cache")
 INTERRUPTED = 130
-FULL_DISK = 4
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # what a disk without room answers
 
 
 class Commands(click.Group):
@@ -62,18 +66,27 @@ def _run(arguments: list[str] | None) -> int:
     try:
         result: Any = commands.main(arguments, prog_name="sana-export", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except SanaError as error:
-        return _failed(str(error), error.exit_code)
-    except click.UsageError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = _explained(error)
+        line = escaped(" ".join(message.split()))
+        click.echo(f"error: {line}", err=True)
+        if "--json" in (sys.argv[1:] if arguments is None else arguments):
+            click.echo(json.dumps({"event": "error", "message": line, "exit_code": code}))
+        return code
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
+    """What failed, why and what to do, with the exit code; what nobody foresaw is raised again, as our own bug."""
+    if isinstance(error, SanaError):
+        return str(error), error.exit_code
+    if isinstance(error, click.UsageError):
         hint = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
-        return _failed(f"{error.format_message()}{hint}", 2)
-    except (click.Abort, KeyboardInterrupt):
-        return _failed("stopped", INTERRUPTED)
-    except OSError as error:
-        return _failed(f"{error.filename or 'the system'}: {error.strerror or error}", FULL_DISK)
-
-
-def _failed(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    click.echo(f"error: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
-    return code
+        return f"{error.format_message()}{hint}", UsageError.exit_code
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return "stopped", INTERRUPTED
+    if isinstance(error, MemoryError):
+        return "not enough memory; try a smaller size, fewer pictures or a smaller model", MemoryLimitError.exit_code
+    if isinstance(error, OSError):
+        code = (MemoryLimitError if error.errno in FULL else UsageError).exit_code
+        return f"{error.filename or 'the system'}: {error.strerror or error}; choose another place", code
+    raise error

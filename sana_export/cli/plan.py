@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 import click
-from sana_runtime.errors import UsageError
+from sana_runtime.errors import BackendError
 
 from sana_export.cli.options import json_option
 from sana_export.cli.progress import Reporter
@@ -22,7 +22,7 @@ def command(model: str, precision: str, as_json: bool) -> None:
 
         from sana_export.plan import plan
     except ImportError as error:
-        raise UsageError(f"planning needs {error.name}; run `pip install 'sana-export[build]'`") from None
+        raise BackendError(f"planning needs {error.name}; run `pip install 'sana-export[build]'`") from None
     from sana_export.precision import Precision
 
     planned = plan(load_checkpoint(model), Precision(precision))

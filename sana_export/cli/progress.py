@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any
@@ -11,6 +12,7 @@ import click
 __all__ = ["Reporter", "escaped"]
 
 QUIET_SECONDS = 5.0  # between two lines of one stage in a log
+SILENT_SECONDS = 5.0  # after which a log is told that the work goes on
 
 
 def escaped(text: str) -> str:
@@ -26,6 +28,8 @@ class Reporter:
         self._bar: Any = None
         self._task: Any = None
         self._last = (0.0, "")
+        self._message = "starting"
+        self._over = threading.Event()
 
     def __enter__(self) -> "Reporter":
         if not self.as_json and sys.stderr.isatty():
@@ -36,16 +40,20 @@ class Reporter:
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task("starting", total=1.0)
             self._bar.start()
+        elif not self.as_json:
+            threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         if self._bar is not None:
             self._bar.stop()
 
     def step(self, stage: str, fraction: float, message: str) -> None:
         """Say where the work stands; `fraction` is of the whole."""
+        self._message = message
         if self.as_json:
             self._json({"event": "progress", "stage": stage, "fraction": round(fraction, 4), "message": message})
         elif self._bar is not None:
@@ -58,20 +66,36 @@ class Reporter:
         if self.as_json:
             self._json({"event": "note", "message": message})
         else:
-            click.echo(escaped(message), err=True)
+            self._say(escaped(message), err=True)
 
     def result(self, text: str, **fields: object) -> None:
         """The outcome: text for people, the fields for programs."""
         if self.as_json:
             self._json({"event": "result", **fields})
         else:
-            click.echo(text)
+            self._say(text, err=False)
+
+    def _say(self, text: str, *, err: bool) -> None:
+        """Print lines that stay; the bar steps aside meanwhile."""
+        if self._bar is not None:
+            self._bar.stop()
+        click.echo(text, err=err)
+        if self._bar is not None and not self._over.is_set():
+            self._bar.start()
 
     def _line(self, stage: str, fraction: float, message: str) -> None:
         at, before = self._last
         if stage != before or time.monotonic() - at >= QUIET_SECONDS:
             self._last = (time.monotonic(), stage)
             click.echo(f"{fraction:4.0%} {escaped(message)}", err=True)
+
+    def _beat(self) -> None:
+        """Tell a log that a long step is still under way."""
+        began = time.monotonic()
+        while not self._over.wait(SILENT_SECONDS / 3):
+            if time.monotonic() - max(self._last[0], began) >= SILENT_SECONDS:
+                began = time.monotonic()
+                click.echo(f"     still {escaped(self._message)}", err=True)
 
     def _json(self, fields: dict[str, object]) -> None:
         click.echo(json.dumps(fields, ensure_ascii=True))
