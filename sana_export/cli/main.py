@@ -13,7 +13,7 @@ from sana_export.cli.progress import escaped
 
 __all__ = ["main"]
 
-COMMANDS = ("build", "generate", "plan", "verify", "evaluate", "inspect", "info", "doctor", "cache")
+COMMANDS = ("build", "generate", "plan", "verify", "evaluate", "inspect", "info", "serve", "doctor", "cache")
 INTERRUPTED = 130
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # what a disk without room answers
 
@@ -46,6 +46,7 @@ SUMMARIES = {
     "evaluate": "Measure how well a bundle follows prompts about drawn shapes.",
     "inspect": "Show what is in a bundle.",
     "info": "Show how a picture was painted.",
+    "serve": "Serve bundles to programs and to the browser.",
     "doctor": "Say what this machine can run, and why.",
     "cache": "Show or clear what is kept between runs.",
 }
