@@ -6,6 +6,7 @@ Runs as a program, too: jobs as JSON on standard input, one JSON answer a line o
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,18 +29,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Build:
-    """What came of a job: the size of the engine in bytes, 0 if there is none, and the errors."""
+    """What came of a job: the size of the engine in bytes, 0 if there is none, the errors, the layers by kind."""
 
     engine_bytes: int
     errors: list[str]
+    layers: dict[str, int]
 
 
-def build_all(jobs: list[Job]) -> list[Build]:
-    """Build every job, or skip the test where TensorRT-RTX is not installed."""
+def build_all(jobs: list[Job], *, plugin: bool = False) -> list[Build]:
+    """Build every job, with the attention plugin or without, or skip the test where TensorRT-RTX is not installed."""
     if find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt-rtx is not installed; pip install sana-export[rtx]")
     done = subprocess.run(
-        [sys.executable, Path(__file__)],
+        [sys.executable, Path(__file__), *(["plugin"] if plugin else [])],
         input=json.dumps([asdict(job) for job in jobs]),
         capture_output=True,
         text=True,
@@ -62,20 +64,24 @@ def _serve() -> None:
                 self.errors.append(message)
 
     log = Log()
+    if "plugin" in sys.argv:
+        from sana_plugins.tensorrt.plugin import register
+
+        register(trt)
     for job in json.load(sys.stdin):
         log.errors.clear()
-        engine = _build(trt, log, Job(**job))
+        engine, layers = _build(trt, log, Job(**job))
         if engine and job["engine"]:
             Path(job["engine"]).write_bytes(engine)
-        print(json.dumps(asdict(Build(engine.nbytes if engine else 0, log.errors))), flush=True)
+        print(json.dumps(asdict(Build(engine.nbytes if engine else 0, log.errors, layers))), flush=True)
 
 
-def _build(trt: Any, log: Any, job: Job) -> Any:
+def _build(trt: Any, log: Any, job: Job) -> tuple[Any, dict[str, int]]:
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(job.graph):
-        return None
+        return None, {}
     settings = builder.create_builder_config()
     settings.num_compute_capabilities = 1
     settings.set_compute_capability(getattr(trt.ComputeCapability, job.architecture), 0)
@@ -83,7 +89,8 @@ def _build(trt: Any, log: Any, job: Job) -> Any:
     for name, shapes in job.profiles.items():
         profile.set_shape(name, *shapes)
     settings.add_optimization_profile(profile)
-    return builder.build_serialized_network(network, settings)
+    layers = dict(Counter(network.get_layer(i).type.name for i in range(network.num_layers)))
+    return builder.build_serialized_network(network, settings), layers
 
 
 if __name__ == "__main__":

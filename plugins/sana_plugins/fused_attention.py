@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sana_plugins.kernels.launch import ELEMENT_TYPES, arithmetic, ceil_div, start
+from sana_plugins.kernels.launch import ELEMENT_TYPES, arithmetic, start
 from sana_plugins.kernels.projection import project_relu, projection_gradient, projection_launch
 from sana_plugins.linear_attention import attend, attend_backward, split_packed
+from sana_plugins.splits import ceil_div
 
 __all__ = ["FusedLinearAttention", "fuse_attention", "fused_linear_attention", "project_qkv"]
 

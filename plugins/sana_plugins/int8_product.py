@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from sana_plugins.kernels.int8_product import INT8_LAUNCH, int8_operand, int8_product
-from sana_plugins.kernels.launch import ceil_div, start
+from sana_plugins.kernels.launch import start
+from sana_plugins.splits import ceil_div
 
 __all__ = ["Int8Matrix", "int8_linear"]
 

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sana_plugins.kernels.launch import ELEMENT_TYPES, accumulation, arithmetic, ceil_div, start
+from sana_plugins.kernels.launch import ELEMENT_TYPES, accumulation, arithmetic, start
 from sana_plugins.kernels.linear_attention import (
     apply_launch,
     apply_queries,
-    split_tokens,
     sum_key_values,
     sum_launch,
 )
@@ -23,6 +22,7 @@ from sana_plugins.kernels.linear_attention_backward import (
     query_gradient_launch,
     query_gradients,
 )
+from sana_plugins.splits import ceil_div, split_tokens
 
 __all__ = [
     "HEAD_DIMS",

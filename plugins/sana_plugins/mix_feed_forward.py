@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from sana_plugins.kernels.launch import ELEMENT_TYPES, ceil_div, start
+from sana_plugins.kernels.launch import ELEMENT_TYPES, start
 from sana_plugins.kernels.mix_ffn import GATE_INT8_LAUNCH, GATE_LAUNCH, depthwise_gate, depthwise_gate_int8
+from sana_plugins.splits import ceil_div
 
 __all__ = ["gated_depthwise", "gated_depthwise_int8"]
 

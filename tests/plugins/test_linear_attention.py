@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
-from sana_plugins.kernels.linear_attention import split_tokens
 from sana_plugins.linear_attention import HEAD_DIMS, attend, packed_relu_linear_attention, relu_linear_attention
+from sana_plugins.splits import split_tokens
 
 FORWARD = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 8e-3}
 BACKWARD = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 8e-3}

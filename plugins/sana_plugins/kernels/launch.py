@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-__all__ = ["ELEMENT_TYPES", "Launch", "accumulation", "arithmetic", "ceil_div", "start"]
+__all__ = ["ELEMENT_TYPES", "Launch", "accumulation", "arithmetic", "start"]
 
 ELEMENT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What the float kernels take; float64 is there to check gradients with, at no speed."""
@@ -46,11 +46,6 @@ def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
     if dtype == torch.bfloat16 and knobs.runtime.interpret:
         dtype = torch.float32
     return accumulation(dtype) | {"OPERAND": getattr(tl, str(dtype).removeprefix("torch."))}
-
-
-def ceil_div(a: int, b: int) -> int:
-    """`a / b` rounded up; also for the symbolic sizes of a traced graph."""
-    return -(-a // b)
 
 
 def start(kernel: Any, grid: Grid, arguments: tuple[Any, ...], launch: Launch, **constants: Any) -> None:

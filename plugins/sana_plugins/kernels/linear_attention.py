@@ -11,13 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from sana_plugins.kernels.launch import Launch, ceil_div
+from sana_plugins.kernels.launch import Launch
 
-__all__ = ["EPS", "apply_launch", "apply_queries", "read_state", "relu", "split_tokens", "sum_key_values", "sum_launch"]
+__all__ = ["EPS", "apply_launch", "apply_queries", "read_state", "relu", "sum_key_values", "sum_launch"]
 
 EPS = tl.constexpr(1e-15)
-MOST_SPLITS = 8
-SPLIT_BLOCK = 128
 
 
 def sum_launch(width: int, dtype: torch.dtype) -> Launch:
@@ -28,12 +26,6 @@ def sum_launch(width: int, dtype: torch.dtype) -> Launch:
 def apply_launch(width: int) -> Launch:
     """The same for the queries."""
     return Launch({"BLOCK": 128}, warps=4 if width <= 32 else 8, stages=2)
-
-
-def split_tokens(tokens: int) -> tuple[int, int]:
-    """How many tokens each split sums, and how many splits there are: a function of the size alone."""
-    chunk = SPLIT_BLOCK * ceil_div(ceil_div(tokens, SPLIT_BLOCK), MOST_SPLITS)
-    return chunk, ceil_div(tokens, chunk)
 
 
 @triton.jit

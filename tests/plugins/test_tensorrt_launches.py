@@ -1,0 +1,152 @@
+"""What the TensorRT plugin tells the driver: programs, grids, arguments and workspace, without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from sana_plugins.kernels import linear_attention as kernels
+from sana_plugins.kernels.launch import accumulation, arithmetic
+from sana_plugins.tensorrt.launches import Sizes, launches, workspace_bytes
+from sana_plugins.tensorrt.shipped import FOLDER, INDEX, PluginError, kernel_for, shipped
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+TOLERANCES = {"fp16": 2e-3, "bf16": 1e-2, "fp32": 2e-6}  # of the largest output; one rounding of it at the end
+ADDRESSES = tuple(0x7F0000000000 + 16 * i for i in range(5))  # q, k, v, state, out
+STUB = Path(__file__).with_name("recording_libcuda.c")
+DRIVE = """
+from sana_plugins.tensorrt.driver import programs
+from sana_plugins.tensorrt.launches import Sizes, launches
+for _ in range(2):
+    loaded = programs("fp16")
+    for launch in launches(loaded.kernels, Sizes(2, 1025, 36), (16, 32, 48), 64, 80):
+        loaded.start(launch, 0x77)
+"""
+
+
+def both(element, capability):
+    return tuple(kernel_for(name, element, capability) for name in ("sum_key_values", "apply_queries"))
+
+
+def interpret(launch, memory, dtype):
+    """Run one launch through Triton's interpreter, its pointers replaced by the tensors they stand for."""
+    summing = launch.kernel.kernel == "sum_key_values"
+    numbers = (arithmetic if summing else accumulation)(dtype)
+    tensors = [memory[pointer] for pointer in launch.pointers]
+    sizes = {"D": 32, "BLOCK": launch.kernel.block, **numbers}
+    getattr(kernels, launch.kernel.kernel)[launch.grid](*tensors, *launch.numbers, **sizes)
+
+
+@pytest.mark.parametrize(("element", "capability"), [("fp16", 75), ("fp16", 89), ("bf16", 86), ("fp32", 120)])
+@pytest.mark.parametrize("tokens", [1, 129, 1100])
+def test_the_launches_compute_linear_attention(tokens, element, capability, exact_attention):
+    if not kernels.triton.knobs.runtime.interpret:
+        pytest.skip("a GPU is here; the launches run there, in the engines' own tests")
+    dtype, shape = DTYPES[element], (2, tokens, 3, 32)
+    generator = torch.Generator().manual_seed(tokens)
+    q, k, v = (torch.randn(shape, generator=generator).to(dtype) for _ in range(3))
+    state = torch.full((workspace_bytes(*shape[:3]) // 4,), torch.nan)
+    out = torch.full(shape, torch.nan, dtype=dtype)
+    memory = dict(zip(ADDRESSES, (q, k, v, state, out), strict=True))
+    for launch in launches(both(element, capability), Sizes(*shape[:3]), ADDRESSES[:3], *ADDRESSES[3:]):
+        interpret(launch, memory, dtype)
+    expected = exact_attention(q, k, v)
+    assert (out.double() - expected).abs().max() <= TOLERANCES[element] * expected.abs().max()
+
+
+@pytest.mark.parametrize("largest", [1, 127, 1024, 1025, 4096, 16384])
+def test_the_workspace_holds_the_sums_of_every_shorter_sequence(largest):
+    for tokens in {*range(1, min(largest, 300)), *range(max(1, largest - 300), largest + 1)}:
+        summing, _ = launches(both("fp16", 80), Sizes(2, tokens, 3), ADDRESSES[:3], *ADDRESSES[3:])
+        pairs, splits, _ = summing.grid
+        assert 4 * pairs * splits * 33 * 32 <= workspace_bytes(2, largest, 3)
+
+
+@pytest.mark.parametrize("bad", [8, 0])
+def test_memory_that_the_kernels_would_misread_is_refused(bad):
+    with pytest.raises(PluginError, match="aligned to 16 bytes"):
+        launches(both("fp16", 80), Sizes(1, 1, 1), (16, bad, 48), 64, 80)
+
+
+def test_a_card_gets_the_newest_program_it_can_run_and_turing_no_bfloat16():
+    chosen = {capability: kernel_for("apply_queries", "fp16", capability).target for capability in (75, 80, 89, 120)}
+    assert chosen == {75: 75, 80: 80, 89: 80, 120: 80}
+    with pytest.raises(PluginError, match=r"bf16 has no program for compute capability 7\.5"):
+        kernel_for("sum_key_values", "bf16", 75)
+
+
+def test_every_program_takes_the_arguments_that_are_passed():
+    parameters, _ = launches(both("fp16", 80), Sizes(1, 1, 1), ADDRESSES[:3], *ADDRESSES[3:])[0].parameters
+    for kernel in shipped():
+        ptx = kernel.ptx.decode()
+        header = ptx.split(f".entry {kernel.entry}(")[1].split(")")[0]
+        widths = [line.split()[1] for line in header.splitlines() if ".param" in line]
+        assert widths == [".u64"] * 3 + [".u32"] * 5 + [".u64"] * 2
+        assert len(parameters) == len(widths)
+        assert f".target sm_{kernel.target}\n" in ptx and f".reqntid {kernel.threads}" in ptx
+        assert ptx.endswith("\0")
+
+
+def test_the_shipped_programs_are_those_of_the_kernels(tmp_path):
+    compiler = json.loads((FOLDER / INDEX).read_text())["triton"]
+    if compiler != version("triton"):
+        pytest.skip(f"shipped programs were compiled by Triton {compiler}, here is {version('triton')}")
+    program = (
+        "import sys; from pathlib import Path; from sana_plugins.tensorrt.ship import ship; ship(Path(sys.argv[1]))"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    subprocess.run([sys.executable, "-c", program, tmp_path / "ptx"], check=True, env=environment)
+    for made in (tmp_path / "ptx").iterdir():
+        assert made.read_bytes() == (FOLDER / made.name).read_bytes(), (
+            f"{made.name} is stale; run `python -m sana_plugins.tensorrt.ship`"
+        )
+    assert {made.name for made in (tmp_path / "ptx").iterdir()} == {INDEX, *(row.file for row in shipped())}
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory):
+    """Folder of a CUDA driver that records launches."""
+    pytest.importorskip("cuda.bindings")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the recording driver is made for Linux")
+    folder = tmp_path_factory.mktemp("driver")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", STUB], check=True)
+    return folder
+
+
+def drive(stub, record, capability):
+    """Run `DRIVE` on a pretended card; what the driver was asked, a line a call."""
+    settings = {"SANA_CAPABILITY": str(capability), "SANA_RECORD": str(record), "LD_LIBRARY_PATH": str(stub)}
+    command = [sys.executable, "-c", DRIVE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | settings)
+    return done, record.read_text().splitlines() if record.exists() else []
+
+
+def test_the_driver_receives_what_the_kernels_expect_and_loads_each_program_once(stub, tmp_path):
+    done, lines = drive(stub, tmp_path / "record", 86)
+    assert done.returncode == 0, done.stderr
+    loads, starts = lines[:2], lines[2:]
+    assert [line.split()[:2] for line in loads] == [["load", "sm_80"]] * 2
+    # handle, grid, block, shared memory, stream | three addresses | tokens, chunk or splits, heads, strides | nulls
+    summing = "launch 0x3000 72 5 1 128 1 1 16640 0x77 0x20 0x30 0x40 1025 256 36 1152 1152 1 1 1"
+    applying = "launch 0x4000 9 72 1 128 1 1 8192 0x77 0x10 0x40 0x50 1025 5 36 1152 1152 1 1 1"
+    assert starts == [summing, applying] * 2
+
+
+def test_turing_gets_its_own_program(stub, tmp_path):
+    done, lines = drive(stub, tmp_path / "record", 75)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:2] for line in lines[:2]] == [["load", "sm_75"]] * 2
+
+
+def test_a_card_older_than_every_program_is_refused_in_one_line(stub, tmp_path):
+    done, lines = drive(stub, tmp_path / "record", 61)
+    assert "no program for compute capability 6.1; use an engine without the plugin" in done.stderr.splitlines()[-1]
+    assert not lines
