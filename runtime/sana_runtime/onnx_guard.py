@@ -19,8 +19,8 @@ __all__ = ["DOMAINS", "guard"]
 
 DOMAINS = ("", "ai.onnx", "sana")
 DEEPEST = 16  # graphs inside of graphs
-FIELDS = 1_000_000  # the largest of our graphs have about 100,000
-LARGEST = 256 << 20  # bytes of a graph; weights lie beside it
+FIELDS = 300_000  # the largest of our graphs have about 100,000
+LARGEST = 64 << 20  # bytes of a graph; weights lie beside it
 DIMENSIONS = 32
 
 # Field numbers of onnx.proto, for the fields that can reach a node or a tensor. Each message's table says which fields

@@ -8,6 +8,7 @@ __all__ = ["BYTES", "VARINT", "Damaged", "Field", "Walker"]
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 FIXED = {FIXED64: 8, FIXED32: 4}
 INT64 = 1 << 63
+LAST_TAG = (1 << 29) - 1  # protobuf cuts a larger number down to 32 bits, and then reads another field than we
 
 
 class Damaged(ValueError):
@@ -34,10 +35,12 @@ class Walker:
         position, end, nothing = 0, len(message), message[:0]
         while position < end:
             self._spend()
-            key, position = varint(message, position)
+            key, position = message[position], position + 1
+            if key > 127:
+                key, position = varint(message, position - 1)
             tag, kind, number, start = key >> 3, key & 7, 0, position
-            if tag == 0:
-                raise Damaged("a field has the number 0")
+            if not 0 < tag <= LAST_TAG:
+                raise Damaged(f"a field has the number {tag if tag == 0 else 'of no field'}")
             if kind == VARINT:
                 number, position = varint(message, position)
             elif kind == BYTES:
