@@ -10,13 +10,20 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset14 as op
-from openvino.frontend import NodeContext
+from openvino.frontend import FrontEnd, FrontEndManager, NodeContext
 from openvino.frontend.onnx import ConversionExtension
 
 from sana_runtime.errors import BackendError, MemoryLimitError
 from sana_runtime.session import Arrays, Interrupted, SessionOptions, contiguous
+from sana_runtime.signature import Signature
 
 __all__ = ["OpenVinoSession"]
+
+SIDES = ("height", "width", "image_height", "image_width")
+ROWS = "rows"  # of text
+KEPT = 2  # sizes that stay compiled: guidance halves the batch where it is switched off for some of the steps
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # by input; -1 is any size
 
 
 def _swap_tokens_and_heads(tensor: ov.Output) -> ov.Output:
@@ -39,9 +46,19 @@ def _relu_linear_attention(node: NodeContext) -> list[ov.Output]:
 
 @cache
 def _core() -> ov.Core:
-    core = ov.Core()
-    core.add_extension(ConversionExtension("ReluLinearAttention", "sana", _relu_linear_attention))
-    return core
+    return ov.Core()
+
+
+@cache
+def _reader() -> FrontEnd:
+    """The reader of ONNX files, and no other.
+
+    `Core.read_model` guesses the format from the content: a file that was checked as ONNX, with an XML graph in a field
+    that nobody reads, it takes for that XML graph.
+    """
+    reader = FrontEndManager().load_by_framework("onnx")
+    reader.add_extension(ConversionExtension("ReluLinearAttention", "sana", _relu_linear_attention))
+    return reader
 
 
 def _properties(options: SessionOptions) -> dict[str, Any]:
@@ -70,46 +87,95 @@ def _keep_whole_numbers(model: ov.Model) -> ov.Model:
     return model
 
 
+def _read(graph: Path) -> ov.Model:
+    model = _keep_whole_numbers(_reader().convert(_reader().load(graph)))
+    if not model.outputs:
+        raise RuntimeError("there is no graph in it")
+    return model
+
+
+def _sees_pictures(signature: Signature) -> bool:
+    return any(axis.name in SIDES for spec in signature.inputs for _, axis in spec.axes())
+
+
+def _fitted(signature: Signature, feeds: Mapping[str, NDArray[Any]]) -> Shapes:
+    """The shapes to compile for: those of the picture as they are, a text's length free.
+
+    OpenVINO drops the transposes around convolutions and joins element-wise operations only where it knows the sizes:
+    a third of an INT8 step. Texts differ in length from prompt to prompt, and little depends on them.
+    """
+    signature.check(feeds)
+    free = {(spec.name, i) for spec in signature.inputs for i, axis in spec.axes() if axis.name == ROWS}
+    return tuple(
+        (name, tuple(-1 if (name, i) in free else size for i, size in enumerate(array.shape)))
+        for name, array in sorted(feeds.items())
+    )
+
+
 class OpenVinoSession:
-    """One graph compiled for this CPU."""
+    """One graph compiled for this CPU: at once, or, if its signature has a picture's sides, for each size that comes."""
 
     def __init__(self, graph: Path, options: SessionOptions) -> None:
-        try:
-            model = _keep_whole_numbers(_core().read_model(graph))
-            compiled = _core().compile_model(model, "CPU", _properties(options))
-        except RuntimeError as error:
-            raise _translated(error, f"{graph.name}: OpenVINO does not load it") from error
-        self._whole = {each.get_any_name() for each in compiled.inputs if each.get_element_type() == ov.Type.i64}
-        self._outputs = [output.get_any_name() for output in compiled.outputs]
-        self._request = compiled.create_infer_request()
+        self._name = graph.name
+        self._signature = options.signature if options.signature and _sees_pictures(options.signature) else None
+        self._properties = _properties(options)
+        self._requests: dict[Shapes, ov.InferRequest] = {}
         self._running = threading.Event()
         self._interrupted = threading.Event()
+        try:
+            self._model = _read(graph)
+        except RuntimeError as error:
+            raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
+        inputs = self._model.inputs
+        self._whole = {each.get_any_name() for each in inputs if each.get_element_type() == ov.Type.i64}
+        self._outputs = [output.get_any_name() for output in self._model.outputs]
+        self._request = None if self._signature else self._compiled(())
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Every output by name; raises `Interrupted` when `interrupt` was called meanwhile."""
         self._interrupted.clear()
         self._running.set()
         try:
+            request = self._request = self._compiled(_fitted(self._signature, feeds) if self._signature else ())
             whole = {name: feeds[name].astype(np.int64) for name in self._whole & feeds.keys()}
-            self._request.start_async(contiguous({**feeds, **whole}), share_inputs=True)
-            self._request.wait()
+            request.start_async(contiguous({**feeds, **whole}), share_inputs=True)
+            if self._interrupted.is_set():  # while the graph was compiled
+                request.cancel()
+            request.wait()
         except RuntimeError as error:
             if self._interrupted.is_set():
                 raise Interrupted("the run was cancelled") from None
             raise _translated(error, "OpenVINO stopped") from error
         finally:
             self._running.clear()
-        return {name: self._request.get_tensor(name).data.copy() for name in self._outputs}
+        return {name: request.get_tensor(name).data.copy() for name in self._outputs}
 
     def interrupt(self) -> None:
         """Stop the run that is under way, from any thread; does nothing when none is."""
         if self._running.is_set():
             self._interrupted.set()
-            self._request.cancel()
+            if self._request is not None:
+                self._request.cancel()
+
+    def _compiled(self, shapes: Shapes) -> ov.InferRequest:
+        """A request for these shapes; the graph is compiled when they come first, and a few are kept."""
+        request = self._requests.pop(shapes, None) or self._compile(shapes)
+        self._requests[shapes] = request  # the last one is the youngest
+        for oldest in list(self._requests)[:-KEPT]:
+            del self._requests[oldest]
+        return request
+
+    def _compile(self, shapes: Shapes) -> ov.InferRequest:
+        try:
+            if shapes:
+                self._model.reshape({name: ov.PartialShape(list(shape)) for name, shape in shapes})
+            return _core().compile_model(self._model, "CPU", self._properties).create_infer_request()
+        except RuntimeError as error:
+            raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
 
 
-def _translated(error: RuntimeError, what: str) -> BackendError | MemoryLimitError:
-    """OpenVINO reports everything as RuntimeError, with pages of text; keep the one line that says why."""
+def _translated(error: Exception, what: str) -> BackendError | MemoryLimitError:
+    """OpenVINO reports everything with pages of text; keep the one line that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     why = next((line for line in reversed(lines) if not line.startswith("Exception from")), "no reason given")
     if "alloc" in why.lower() or "memory" in why.lower():
