@@ -6,6 +6,7 @@ Limits that a Python type cannot say are rules, attached with `Annotated`.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from types import NoneType, UnionType
@@ -30,8 +31,8 @@ class _Pairs(dict[str, Any]):
 def _pairs(items: list[tuple[str, Any]]) -> _Pairs:
     pairs = _Pairs(items)
     if len(pairs) < len(items):
-        names = [name for name, _ in items]
-        pairs.twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in items)
+        pairs.twice = next(name for name, count in counts.items() if count > 1)
     return pairs
 
 
