@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_runtime.errors import BundleError
-from sana_runtime.tokenizer import Tokenizer, refuse_unusable
+from sana_runtime.errors import BundleError, UsageError
+from sana_runtime.tokenizer import MAX_PROMPT_BYTES, Tokenizer, refuse_unusable
 
 __all__ = ["INSTRUCTION", "PromptRules", "PromptTokens", "TextInputs", "batch", "clean"]
 
@@ -144,7 +144,7 @@ class PromptRules:
         """Read `prompt.json`, or raise BundleError when it is not one."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"prompt.json is not JSON ({error}); build the bundle again") from error
         complaint = _complaint(values)
         if complaint:
@@ -163,13 +163,22 @@ def _complaint(values: Any) -> str:
     if not isinstance(values, dict) or sorted(values) != names:
         return f"must hold exactly {', '.join(names)}"
     prefix, start, most = values["prefix"], values["start"], values["max_tokens"]
-    if not isinstance(values["instruction"], str):
-        return "must hold the instruction as text"
+    if not isinstance(values["instruction"], str) or not _is_usable(values["instruction"]):
+        return f"must hold the instruction as Unicode text of at most {MAX_PROMPT_BYTES} bytes"
     if not isinstance(prefix, list) or not prefix or not all(_is_count(token) for token in prefix):
         return "must hold the prefix as token ids, BOS first"
     if not _is_count(start) or not _is_count(most) or start < len(prefix) or most < 1:
         return f"has start {start!r} and max_tokens {most!r}, which do not fit a prefix of {len(prefix)} tokens"
     return ""
+
+
+def _is_usable(text: str) -> bool:
+    """Whether the tokenizer takes `text`."""
+    try:
+        refuse_unusable(text)
+    except UsageError:
+        return False
+    return True
 
 
 def _is_count(value: Any) -> bool:
