@@ -1,6 +1,8 @@
 """Turn text into Gemma's token ids: the one door to the `tokenizers` library."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -66,6 +68,29 @@ def _load(file: Path) -> tokenizers.Tokenizer:
     except Exception as error:  # the library raises bare Exception for every malformed file
         reason = str(error).splitlines()[0]
         raise BundleError(f"{file} is not a tokenizer ({reason}); copy the model's tokenizer.json again") from error
+    if complaint := _complaint(engine):
+        raise BundleError(f"{file} {complaint}, which Gemma's tokenizers never do; copy the model's own file")
     engine.no_truncation()
     engine.no_padding()
     return engine
+
+
+def _complaint(engine: tokenizers.Tokenizer) -> str:
+    """What a tokenizer does that could stall, kill or surprise its caller; empty when nothing."""
+    if not isinstance(engine.model, tokenizers.models.BPE) or engine.model.dropout:
+        return "is not made of fixed byte pairs"
+    if engine.encode_special_tokens:
+        return "reads special tokens as text"
+    for component in (engine.normalizer, engine.pre_tokenizer):
+        if component is not None and (strange := _strange(json.loads(component.__getstate__()))):
+            return f"has the component {strange}"
+    return ""
+
+
+def _strange(component: dict[str, Any]) -> str:
+    """The first component that does more than replace or split at fixed strings; a pattern may backtrack for ever."""
+    inner = [*component.get("normalizers", ()), *component.get("pretokenizers", ())]
+    if component["type"] == "Sequence":
+        return next(filter(None, map(_strange, inner)), "")
+    fixed = component["type"] in ("Replace", "Split") and list(component["pattern"]) == ["String"]
+    return "" if fixed else ascii(component["type"])[1:-1]
