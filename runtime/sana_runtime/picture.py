@@ -2,7 +2,9 @@
 
 import io
 import json
+import struct
 import tempfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from sana_runtime.errors import UsageError
 __all__ = ["Picture", "Recipe", "read_picture", "read_recipe"]
 
 KEY = "sana-export"
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow knows dozens more, one of which starts another program
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 # The tag by which readers of the IPTC standard know a picture made by a generative model.
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -79,45 +83,54 @@ class Picture:
 def read_picture(path: str | Path) -> NDArray[np.uint8]:
     """The pixels of any picture file that Pillow reads, as (H, W, 3)."""
     with _opened(path) as image:
-        try:
-            return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UsageError(f"{path}: the picture is damaged ({error})") from error
+        _load(image, path)
+        return np.asarray(image.convert("RGB"))
 
 
 def read_recipe(path: str | Path) -> Recipe:
     """What the PNG at `path` says about how it was painted; no model is loaded."""
     with _opened(path) as image:
-        try:
-            image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UsageError(f"{path}: the picture is damaged ({error})") from error
+        _load(image, path)
         text = getattr(image, "text", {}).get(KEY)
     if text is None:
         raise UsageError(f"{path}: no recipe inside; it was not painted here, or its metadata was removed")
     try:
         return _recipe(json.loads(text))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UsageError(f"{path}: its recipe cannot be read ({error})") from error
+        raise UsageError(f"{path}: its recipe cannot be read ({ascii(str(error))[1:-1][:100]})") from error
 
 
-def _recipe(fields: dict[str, Any]) -> Recipe:
+def _recipe(fields: Any) -> Recipe:
     """A recipe out of JSON, each field of the type that it must have."""
+    if not isinstance(fields, dict):
+        raise TypeError("it is not an object")
     height, width = fields.pop("size")
-    recipe = Recipe(size=(int(height), int(width)), **fields)
+    recipe = Recipe(size=(height, width), **fields)
     for name in ("prompt", "negative", "solver", "bundle", "device", "version"):
-        if not isinstance(getattr(recipe, name), str):
+        text = getattr(recipe, name)
+        if not isinstance(text, str):
             raise TypeError(f"{name} is not text")
-    for name in ("seed", "steps", "guidance"):
-        if isinstance(getattr(recipe, name), bool) or not isinstance(getattr(recipe, name), int | float):
-            raise TypeError(f"{name} is not a number")
+        text.encode()  # half a surrogate pair, which JSON can spell, could be shown nowhere
+    for value in (height, width, recipe.seed, recipe.steps):
+        if type(value) is not int:
+            raise TypeError("size, seed and steps must be whole numbers")
+    if type(recipe.guidance) not in (int, float) or not abs(recipe.guidance) < 1e30:
+        raise TypeError("guidance is not a number")
     return recipe
 
 
 def _opened(path: str | Path) -> Image.Image:
     try:
-        return Image.open(path)
+        return Image.open(path, formats=FORMATS)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path}: not a picture ({error})") from error
+    except (*DAMAGE, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path}: not a picture ({error}); give a file of {', '.join(FORMATS)}") from error
+
+
+def _load(image: Image.Image, path: str | Path) -> None:
+    """Read all of a picture, so that damage shows here."""
+    try:
+        image.load()
+    except DAMAGE as error:
+        raise UsageError(f"{path}: the picture is damaged ({error})") from error
