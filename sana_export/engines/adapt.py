@@ -1,0 +1,74 @@
+"""Change a graph where an architecture asks for it, without writing it anew: its weights stay where they are.
+
+Turing (compute capability 7.5) has no fp32 matrix products. Linear attention without the plugin gets the body that
+does with fp16 ones, and INT8 products give fp16 sums, whose steps are applied in fp32 afterwards.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from sana_calibration.quantise import TURING_ROWS, TURING_STEP
+from sana_plugins.custom_op import DOMAIN, NAME, attach, turing_body
+from sana_runtime.errors import BackendError
+
+from sana_export.engines.job import EngineJob
+
+__all__ = ["TURING", "adapted"]
+
+TURING = 75
+STEP, UNIT, BACK = "turing.step", "turing.one", "turing.steps_to_one"
+
+
+def adapted(job: EngineJob) -> bytes | None:
+    """The graph as the job's architecture needs it; None when that is how it lies in its file."""
+    if job.capabilities != (TURING,):
+        return None
+    model = onnx.load(job.graph, load_external_data=False)
+    changed = False
+    if any((node.domain, node.op_type) == (DOMAIN, NAME) for node in model.graph.node):
+        opset = next(entry.version for entry in model.opset_import if not entry.domain)
+        attach(model, turing_body(opset))
+        changed = True
+    changed = _narrow_products(model.graph) or changed
+    content: bytes = model.SerializeToString()
+    return content if changed else None
+
+
+def _narrow_products(graph: onnx.GraphProto) -> bool:
+    """Give every INT8 product an fp16 sum; whether there were any."""
+    dequantised = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    products = [node for node in graph.node if node.op_type == "MatMul" and set(node.input) <= set(dequantised)]
+    if not products:
+        return False
+    rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer}
+    steps: dict[str, str] = {}
+    for product in products:
+        tokens, weight = (dequantised[name] for name in product.input)
+        if rows[weight.input[0]] > TURING_ROWS:
+            raise BackendError(f"{product.name} adds up more than {TURING_ROWS} products; leave it float for Turing")
+        tokens.input[1] = UNIT
+        steps[product.output[0]] = weight.input[1]
+        weight.input[1:] = [STEP]
+        del weight.attribute[:]
+    nodes = [new for node in graph.node for new in _scaled(node, steps)]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    constants = {STEP: np.float16(TURING_STEP), UNIT: np.float16(1), BACK: np.float32(1 / TURING_STEP)}
+    graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in constants.items())
+    return True
+
+
+def _scaled(node: onnx.NodeProto, steps: dict[str, str]) -> Iterator[onnx.NodeProto]:
+    """The node, and after an INT8 product its columns' steps, applied in fp32."""
+    step = steps.get(node.output[0])
+    if step is None:
+        yield node
+        return
+    result, (half, wide, columns) = node.output[0], (f"{node.name}.{kind}" for kind in ("half", "wide", "columns"))
+    node.output[0] = half
+    yield node
+    yield helper.make_node("Cast", [half], [wide], name=wide, to=TensorProto.FLOAT)
+    yield helper.make_node("Mul", [wide, step], [columns], name=columns)
+    yield helper.make_node("Mul", [columns, BACK], [result], name=f"{node.name}.scaled")

@@ -1,0 +1,157 @@
+"""Build one engine in a process of its own: `python -m sana_export.engines.worker`.
+
+The library's parser ends its process at a plugin that it cannot load, its first logger is a process's logger for good,
+and a build does not listen while it compiles. So a build has a process, which reads a job from the first line of its
+standard input, stops when that input ends, and reports in JSON lines on standard output.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from sana_runtime.errors import SanaError
+
+from sana_export.engines.adapt import adapted
+from sana_export.engines.job import EngineJob
+from sana_export.engines.library import Library, load_library
+from sana_export.engines.monitor import Phases
+
+__all__ = ["main"]
+
+BEAT = 0.5  # seconds between two reports
+GRACE = 0.3  # seconds that a cancelled build has to end by itself
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Serve the job on standard input."""
+    job, phases = EngineJob.from_json(sys.stdin.readline()), Phases()
+    threading.Thread(target=_stop_with_input, args=(phases,), daemon=True).start()
+    threading.Thread(target=_report, args=(phases,), daemon=True).start()
+    try:
+        _serve(job, phases)
+    except (SanaError, RuntimeError) as error:  # RuntimeError: the plugin's own errors are of that kind
+        _say(event="refused", message=" ".join(str(error).split()))
+
+
+def _serve(job: EngineJob, phases: Phases) -> None:
+    began = time.monotonic()
+    trt = load_library(job.library)
+    log = _logger(trt)
+    engine = _built(trt, log, job, phases)
+    if phases.cancelled.is_set():
+        os._exit(INTERRUPTED)
+    if engine is None:
+        _say(event="failed", errors=log.errors)
+        return
+    with job.output.open("xb") as file:
+        file.write(engine)
+    _say(event="built", bytes=engine.nbytes, seconds=time.monotonic() - began, peak_memory=_peak_memory())
+
+
+def _built(trt: Any, log: Any, job: EngineJob, phases: Phases) -> Any:
+    """The engine, or None when the library refused; why is in the log."""
+    if job.plugin:
+        from sana_plugins.tensorrt.plugin import register
+
+        register(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(_network_flags(trt, job.library))
+    parser = trt.OnnxParser(network, log)
+    model = adapted(job)
+    read = parser.parse_from_file(str(job.graph)) if model is None else parser.parse(model, str(job.graph))
+    if not read:
+        log.errors.extend(parser.get_error(i).desc() for i in range(parser.num_errors))
+        return None
+    settings = _settings(trt, builder, job)
+    settings.progress_monitor = monitor = _monitor(trt, phases)
+    try:
+        return builder.build_serialized_network(network, settings)
+    finally:
+        del settings, monitor
+
+
+def _network_flags(trt: Any, library: Library) -> int:
+    """Types are taken from the graph: TensorRT-RTX knows nothing else, TensorRT is told."""
+    strongly = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if library is Library.RTX or strongly is None else 1 << int(strongly)
+
+
+def _settings(trt: Any, builder: Any, job: EngineJob) -> Any:
+    settings = builder.create_builder_config()
+    settings.clear_flag(trt.BuilderFlag.TF32)  # fp32 products stand where 10 bits are too few
+    if job.library is Library.RTX:
+        settings.num_compute_capabilities = len(job.capabilities)
+        for i, capability in enumerate(job.capabilities):
+            settings.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), i)
+    profile = builder.create_optimization_profile()
+    for name, shapes in job.profiles.items():
+        profile.set_shape(name, *shapes)
+    settings.add_optimization_profile(profile)
+    return settings
+
+
+def _logger(trt: Any) -> Any:
+    class Log(trt.ILogger):  # type: ignore[misc]
+        """Keeps what went wrong."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(message)
+
+    return Log()
+
+
+def _monitor(trt: Any, phases: Phases) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Hands the library's phases on."""
+
+        def phase_start(self, name: str, _parent: str | None, _steps: int) -> None:
+            phases.begin(name)
+
+        def step_complete(self, _name: str, _step: int) -> bool:
+            return phases.step()
+
+        def phase_finish(self, _name: str) -> None:
+            """The next phase says it."""
+
+    return Monitor()
+
+
+def _stop_with_input(phases: Phases) -> None:
+    """When whoever asked goes away, or closes the input, the build is over."""
+    sys.stdin.read()
+    phases.cancelled.set()
+    time.sleep(GRACE)
+    os._exit(INTERRUPTED)
+
+
+def _report(phases: Phases) -> None:
+    while True:
+        fraction, left, message = phases.now()
+        _say(event="progress", fraction=fraction, seconds_left=left, message=message)
+        time.sleep(BEAT)
+
+
+def _say(**fields: Any) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+def _peak_memory() -> int:
+    """Bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main()
