@@ -113,7 +113,7 @@ def _fitted(signature: Signature, feeds: Mapping[str, NDArray[Any]]) -> Shapes:
 
 
 class OpenVinoSession:
-    """One graph compiled for this CPU: at once, or, if its signature has a picture's sides, for each size that comes."""
+    """One graph compiled for this CPU: at once, or for each size that comes if its signature has a picture's sides."""
 
     def __init__(self, graph: Path, options: SessionOptions) -> None:
         self._name = graph.name
@@ -124,7 +124,7 @@ class OpenVinoSession:
         self._interrupted = threading.Event()
         try:
             self._model = _read(graph)
-        except RuntimeError as error:
+        except Exception as error:  # the reader's failures have no base class of their own
             raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
         inputs = self._model.inputs
         self._whole = {each.get_any_name() for each in inputs if each.get_element_type() == ov.Type.i64}

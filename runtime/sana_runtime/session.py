@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_runtime.errors import SanaError
+from sana_runtime.signature import Signature
 
 __all__ = ["Arrays", "Device", "Interrupted", "Session", "SessionOptions", "contiguous", "open_session"]
 
@@ -48,6 +49,7 @@ class SessionOptions:
 
     half_products: bool = False  # bf16 matrix products are allowed: the part is 16-bit float by its manifest
     threads: int = 0  # 0: the library chooses
+    signature: Signature | None = None  # with it, a graph may be compiled for the sizes that come
 
 
 def open_session(graph: Path, device: Device, options: SessionOptions) -> Session:
