@@ -106,6 +106,10 @@ class EngineCache:
         self._limit = limit
         self._note = note
 
+    def prepare(self) -> None:
+        """Make the folder, private to the user."""
+        _make_private(self.folder)
+
     def load(self, key: EngineKey) -> bytes | None:
         """The engine for `key`, whole and ours, or None; what is there but is neither is removed."""
         for path in self._candidates(key):
@@ -122,7 +126,7 @@ class EngineCache:
 
     def store(self, key: EngineKey, engine: bytes | memoryview) -> Path:
         """Keep an engine that was just built; the old entry stays until the new one is whole."""
-        _make_private(self.folder)
+        self.prepare()
         target, note = self.folder / key.file, _note(key)
         head = MAGIC + struct.pack("<I", len(note)) + note
         mac = hmac.new(self._key(), head, hashlib.sha256)

@@ -1,0 +1,34 @@
+"""What the engine of a bundle's part is kept under: builder and runtime must agree on it."""
+
+from sana_runtime.bundle import Bundle
+from sana_runtime.engine_cache import EngineKey, graph_digest
+from sana_runtime.engine_shapes import engine_signature, profile_digest
+from sana_runtime.onnx_operators import operators
+
+__all__ = ["engine_files", "engine_key"]
+
+ATTENTION = "ReluLinearAttention"  # the operator that the plugin computes
+
+
+def engine_files(bundle: Bundle, part: str) -> tuple[str, ...]:
+    """Names of the files that the engine of `part` is built from: the graph and, where it has any, its data."""
+    graph = bundle.manifest.parts[part].file
+    data = graph.removesuffix(".onnx") + ".data"
+    return (graph, data) if data in bundle.manifest.files else (graph,)
+
+
+def engine_key(
+    bundle: Bundle, part: str, library: tuple[str, str], capabilities: tuple[int, ...], *, plugin: bool = True
+) -> EngineKey:
+    """The key for `library` (its module's name and its version); `plugin` counts where the graph has use for it."""
+    described, (name, version) = bundle.manifest.parts[part], library
+    return EngineKey(
+        part=part,
+        graph=graph_digest(bundle.manifest.files[file].sha256 for file in engine_files(bundle, part)),
+        library=name,
+        version=version,
+        capabilities=tuple(sorted(capabilities)),
+        precision=described.precision,
+        profile=profile_digest(engine_signature(described.signature).profiles()),
+        plugin=plugin and bool(operators(bundle.graph(part))[ATTENTION]),
+    )

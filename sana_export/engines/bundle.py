@@ -1,0 +1,161 @@
+"""Build the engines of a bundle's parts into the user's cache, those alone that are not there yet."""
+
+import contextlib
+import hashlib
+import mmap
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from sana_runtime.bundle import Bundle
+from sana_runtime.engine_cache import EngineCache, EngineKey
+from sana_runtime.engine_keys import engine_files, engine_key
+from sana_runtime.engine_shapes import engine_signature
+from sana_runtime.errors import BackendError, BundleError, BusyError, UsageError
+from sana_runtime.signature import PARTS
+
+from sana_export.engines.build import OnBuildProgress, build_engine
+from sana_export.engines.job import BuiltEngine, EngineJob
+from sana_export.engines.library import CAPABILITIES, Library, version_of
+
+__all__ = ["EngineOutcome", "EngineRequest", "build_engines"]
+
+TURING = 75
+ADA = 89
+CHUNK = 1 << 20
+NEEDS = {"fp8": ADA, "int4": 80}  # the least compute capability that has these products
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """Which engines are wanted."""
+
+    capabilities: tuple[int, ...]
+    library: Library = Library.RTX
+    plugin: bool = True
+    parts: tuple[str, ...] = ()  # all that the bundle has, when empty
+
+
+@dataclass(frozen=True)
+class EngineOutcome:
+    """What became of one engine."""
+
+    key: EngineKey
+    path: Path | None  # in the cache; None when it was refused
+    built: BuiltEngine | None = None  # None when it was there already, or was refused
+    refusal: str = ""
+
+
+def build_engines(
+    bundle: Bundle,
+    request: EngineRequest,
+    cache: EngineCache,
+    on_progress: OnBuildProgress = lambda progress: None,
+) -> tuple[EngineOutcome, ...]:
+    """Every engine that was asked for, one after the other; what the library refuses is reported, not raised.
+
+    BackendError when it refused every one.
+    """
+    outcomes = tuple(_outcome(bundle, key, cache, on_progress) for key in _keys(bundle, request))
+    if all(outcome.path is None for outcome in outcomes):
+        raise BackendError(outcomes[0].refusal)
+    return outcomes
+
+
+def _keys(bundle: Bundle, request: EngineRequest) -> list[EngineKey]:
+    parts = request.parts or tuple(part for part in PARTS if part in bundle.manifest.parts)
+    missing = [part for part in parts if part not in bundle.manifest.parts]
+    if missing:
+        raise UsageError(f"{bundle.path} has no part {missing[0]}; it has {', '.join(bundle.manifest.parts)}")
+    library = (request.library.value, version_of(request.library))
+    return [
+        engine_key(bundle, part, library, together, plugin=request.plugin)
+        for part in parts
+        for together in _groups(request)
+    ]
+
+
+def _groups(request: EngineRequest) -> Iterator[tuple[int, ...]]:
+    """Which architectures share an engine: with Turing among them all would get its slower plan."""
+    unknown = [one for one in request.capabilities if one not in CAPABILITIES]
+    if unknown or not request.capabilities:
+        known = ", ".join(map(str, CAPABILITIES))
+        raise UsageError(f"compute capability {unknown[0] if unknown else 'none'} is not known; choose from {known}")
+    if request.library is Library.TENSORRT:
+        yield from ((one,) for one in request.capabilities)
+        return
+    if TURING in request.capabilities:
+        yield (TURING,)
+    others = tuple(sorted(set(request.capabilities) - {TURING}))
+    if others:
+        yield others
+
+
+def _outcome(bundle: Bundle, key: EngineKey, cache: EngineCache, on_progress: OnBuildProgress) -> EngineOutcome:
+    kept = cache.load(key)
+    if kept is not None:
+        return EngineOutcome(key, cache.folder / key.file)
+    try:
+        _check_precision(key)
+        _check_files(bundle, key.part)
+        return _built(bundle, key, cache, on_progress)
+    except BackendError as error:
+        return EngineOutcome(key, None, refusal=str(error))
+
+
+def _built(bundle: Bundle, key: EngineKey, cache: EngineCache, on_progress: OnBuildProgress) -> EngineOutcome:
+    signature = engine_signature(bundle.manifest.parts[key.part].signature)
+    with _alone(cache, key), tempfile.TemporaryDirectory(prefix="building-", dir=cache.folder) as folder:
+        job = EngineJob(
+            part=key.part,
+            graph=bundle.graph(key.part),
+            output=Path(folder) / key.file,
+            profiles=signature.profiles(),
+            capabilities=key.capabilities,
+            library=Library(key.library),
+            plugin=key.plugin,
+        )
+        built = build_engine(job, on_progress)
+        with built.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            with memoryview(mapped) as engine:
+                path = cache.store(key, engine)
+    return EngineOutcome(key, path, built)
+
+
+@contextlib.contextmanager
+def _alone(cache: EngineCache, key: EngineKey) -> Iterator[None]:
+    """The right to build this engine; BusyError while another process has it."""
+    cache.prepare()
+    lock = FileLock(cache.folder / f".{key.file}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            yield
+    except Timeout:
+        raise BusyError(f"the engine of {key.part} is being built by another process; wait for it") from None
+
+
+def _check_precision(key: EngineKey) -> None:
+    least = NEEDS.get(key.precision, 0)
+    older = [one for one in key.capabilities if one < least]
+    if older:
+        raise BackendError(
+            f"{key.part} is {key.precision}, which compute capability {older[0] / 10} does not have; "
+            f"leave it out of --sm, or build a bundle at --precision int8"
+        )
+
+
+def _check_files(bundle: Bundle, part: str) -> None:
+    """The bytes must be those that the key names, or the engine would be kept under another's name."""
+    for name in engine_files(bundle, part):
+        if _sha256(bundle.file(name)) != bundle.manifest.files[name].sha256:
+            raise BundleError(f"{bundle.path}: {name} changed since it was packed; build the bundle again")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
