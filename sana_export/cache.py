@@ -2,10 +2,12 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import platformdirs
+from sana_runtime.engine_cache import EngineCache
 
-__all__ = ["cache_folder", "clear_cache", "entries"]
+__all__ = ["cache_folder", "clear_cache", "engines", "entries", "render"]
 
 
 def cache_folder() -> Path:
@@ -19,6 +21,27 @@ def entries() -> list[tuple[str, int]]:
     if not folder.is_dir():
         return []
     return [(entry.name, _size(entry)) for entry in sorted(folder.iterdir())]
+
+
+def engines() -> list[dict[str, Any]]:
+    """Each engine that is kept, the last used first, with what it was built from by its own account."""
+    return [
+        {"path": str(entry.path), "bytes": entry.bytes, "used": entry.used, **entry.key.to_dict()}
+        for entry in EngineCache().entries()
+    ]
+
+
+def render(kept: list[tuple[str, int]], built: list[dict[str, Any]]) -> str:
+    """What is kept as lines of text."""
+    lines = [f"{size / 1e6:>9.1f} MB  {name}" for name, size in kept]
+    for entry in built:
+        capabilities = ", ".join(f"{one / 10}" for one in entry["capabilities"])
+        plugin = ", plugin" if entry["plugin"] else ""
+        lines.append(
+            f"{entry['bytes'] / 1e6:>9.1f} MB    {entry['part']} {entry['precision']} for {capabilities}{plugin}, "
+            f"{entry['library']} {entry['version']}: {entry['path']}"
+        )
+    return "\n".join(lines) or "nothing is kept"
 
 
 def clear_cache() -> int:

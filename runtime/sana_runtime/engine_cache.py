@@ -63,6 +63,10 @@ class EngineKey:
             and replace(self, capabilities=wanted.capabilities) == wanted
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
     @property
     def file(self) -> str:
         """Name of the entry."""
@@ -201,7 +205,7 @@ class EngineCache:
 
 
 def _note(key: EngineKey) -> bytes:
-    return json.dumps(asdict(key), sort_keys=True).encode()
+    return json.dumps(key.to_dict(), sort_keys=True).encode()
 
 
 def _read_note(file: BinaryIO) -> tuple[EngineKey, bytes]:

@@ -26,11 +26,11 @@ def path(as_json: bool) -> None:
 @json_option
 def ls(as_json: bool) -> None:
     """List what is kept, with sizes."""
-    from sana_export.cache import entries
+    from sana_export.cache import engines, entries, render
 
-    kept = entries()
-    text = "\n".join(f"{size / 1e6:>9.1f} MB  {name}" for name, size in kept) or "nothing is kept"
-    Reporter(as_json=as_json).result(text, entries=[{"name": name, "bytes": size} for name, size in kept])
+    kept, built = entries(), engines()
+    described = [{"name": name, "bytes": size} for name, size in kept]
+    Reporter(as_json=as_json).result(render(kept, built), entries=described, engines=built)
 
 
 @command.command("clear")

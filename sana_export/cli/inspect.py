@@ -1,21 +1,39 @@
 """`sana-export inspect`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
+from sana_runtime.errors import UsageError
 
-from sana_export.cli.options import bundle_argument, json_option
+from sana_export.cli.options import json_option
 from sana_export.cli.progress import Reporter
 
 __all__ = ["command"]
 
 
 @click.command("inspect")
-@bundle_argument
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--engine", type=click.Path(path_type=Path), help="An engine instead of a bundle: what it really does.")
 @json_option
-def command(bundle: Path, as_json: bool) -> None:
-    """Show what is in BUNDLE: parts, precision, sizes, licences and defaults."""
-    from sana_export.inspect import describe, render
+def command(bundle: Path | None, engine: Path | None, as_json: bool) -> None:
+    """Show what is in BUNDLE: parts, precision, sizes, licences and defaults; or what an engine does, by kernel."""
+    if bundle and engine:
+        raise UsageError("give a bundle or --engine, not both")
+    text, fields = _engine(engine) if engine else _bundle(bundle)
+    Reporter(as_json=as_json).result(text, **fields)
 
-    described = describe(bundle)
-    Reporter(as_json=as_json).result(render(described), **described)
+
+def _bundle(path: Path | None) -> tuple[str, dict[str, Any]]:
+    from sana_export.inspect import describe, render
+    from sana_export.latest import latest_bundle
+
+    described = describe(path or latest_bundle())
+    return render(described), described
+
+
+def _engine(path: Path) -> tuple[str, dict[str, Any]]:
+    from sana_export.engines.report import describe_engine, render_engine
+
+    described = describe_engine(path)
+    return render_engine(described), described

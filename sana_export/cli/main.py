@@ -13,7 +13,7 @@ from sana_export.cli.progress import escaped
 
 __all__ = ["main"]
 
-COMMANDS = ("build", "generate", "plan", "verify", "evaluate", "inspect", "info", "serve", "doctor", "cache")
+COMMANDS = ("build", "generate", "plan", "engine", "verify", "evaluate", "inspect", "info", "serve", "doctor", "cache")
 INTERRUPTED = 130
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # what a disk without room answers
 
@@ -42,6 +42,7 @@ SUMMARIES = {
     "build": "Make a bundle from a checkpoint.",
     "generate": "Paint pictures from a prompt.",
     "plan": "Say what a build will take, before it starts.",
+    "engine": "Build the engines of a bundle, for the cards at hand or for others.",
     "verify": "Check a bundle's bytes and its golden pictures on this machine.",
     "evaluate": "Measure how well a bundle follows prompts about drawn shapes.",
     "inspect": "Show what is in a bundle.",

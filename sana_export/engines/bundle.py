@@ -118,9 +118,12 @@ def _built(bundle: Bundle, key: EngineKey, cache: EngineCache, on_progress: OnBu
             plugin=key.plugin,
         )
         built = build_engine(job, on_progress)
-        with built.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            with memoryview(mapped) as engine:
-                path = cache.store(key, engine)
+        with (
+            built.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as engine,
+        ):
+            path = cache.store(key, engine)
     return EngineOutcome(key, path, built)
 
 
