@@ -34,6 +34,7 @@ __all__ = ["Bundle", "describe", "open_bundle", "seal"]
 CHUNK = 1 << 20
 MOST_FILES = 600  # a folder with more is not looked through to its end
 REMEDY = "build the bundle again"
+LONGEST = {"prompt.json": 1 << 20, "tokenizer.json": 128 << 20}  # bytes of files that are read whole
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,9 @@ def _check_files(root: Path, manifest: Manifest) -> None:
         if found[name].st_size != manifest.files[name].size:
             wrong, right = found[name].st_size, manifest.files[name].size
             raise BundleError(f"{root}: {name} has {wrong} bytes, must have {right}; {REMEDY}")
+        if found[name].st_size > LONGEST.get(name, found[name].st_size):
+            wrong, most = found[name].st_size, LONGEST[name]
+            raise BundleError(f"{root}: {name} has {wrong} bytes, at most {most} are allowed; {REMEDY}")
 
 
 def _listing(root: Path) -> dict[str, os.stat_result]:

@@ -65,8 +65,12 @@ def _load(file: Path) -> tokenizers.Tokenizer:
         raise BundleError(f"{file} is missing; copy the tokenizer.json of the model's text encoder there")
     try:
         engine = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception for every malformed file
-        reason = str(error).splitlines()[0]
+    except (
+        BaseException
+    ) as error:  # the library raises bare Exception, and for some files panics, which is not even that
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        reason = ascii(str(error).partition("\n")[0])[1:-1]
         raise BundleError(f"{file} is not a tokenizer ({reason}); copy the model's tokenizer.json again") from error
     if complaint := _complaint(engine):
         raise BundleError(f"{file} {complaint}, which Gemma's tokenizers never do; copy the model's own file")
