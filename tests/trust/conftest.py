@@ -1,0 +1,125 @@
+"""What the tests of trust share: how many times to try, where figures go, and small bundles to damage.
+
+`SANA_TRUST` says how much is tried: a share that fits the suite (unset), `full` (`make trust`) or `nightly`.
+"""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+AMOUNT = os.environ.get("SANA_TRUST", "share")
+TESTS = Path(__file__).parents[1]
+opened: list[str] | None = None  # paths that Python opens, while somebody listens
+
+
+def _other_conftest(folder: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"{folder}_fixtures", TESTS / folder / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+sealed_bundle = _other_conftest("runtime").sealed_bundle
+
+
+def _hear(event: str, arguments: tuple[Any, ...]) -> None:
+    if opened is not None and event == "open" and isinstance(arguments[0], str | bytes):
+        opened.append(os.fsdecode(arguments[0]))
+
+
+sys.addaudithook(_hear)
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    global opened
+    opened = []
+    try:
+        yield opened
+    finally:
+        opened = None
+
+
+@pytest.fixture(scope="session")
+def opened_files() -> Callable[[], Any]:
+    """A context that lists every file that Python opens within."""
+    return _listening
+
+
+@pytest.fixture(scope="session")
+def times() -> Callable[[int, int, int], int]:
+    """Chooses how often something is tried: in the suite, by `make trust`, by `make nightly`."""
+    return lambda share, full, nightly: {"share": share, "full": full, "nightly": nightly}[AMOUNT]
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[int, str], None]:
+    """Reports what a test measured for a promise of docs/security.md."""
+    return lambda promise, text: record_property("figure", (promise, text))
+
+
+@pytest.fixture
+def folder(sealed_bundle: Path, tmp_path: Path) -> Path:
+    """A small bundle of the test's own, in a folder of its own with a secret beside it."""
+    (tmp_path / "secret.data").write_bytes(b"secret, secret, secret, secret, secret, secret, secret, secret, ")
+    return Path(shutil.copytree(sealed_bundle, tmp_path / "bundle"))
+
+
+def _declare(folder: Path, change: Callable[[dict[str, Any]], object] = lambda entries: None) -> None:
+    """Edit the manifest without any check, after every size in it was made true."""
+    file = folder / "manifest.json"
+    entries = json.loads(file.read_text())
+    for name, entry in entries["files"].items():
+        if (folder / name).is_file():
+            entry["size"] = (folder / name).stat().st_size
+    change(entries)
+    file.write_text(json.dumps(entries))
+
+
+@pytest.fixture(scope="session")
+def declare() -> Callable[..., None]:
+    """`_declare`."""
+    return _declare
+
+
+def _scrambled(content: bytes, generator: random.Random) -> bytes:
+    """The bytes with a few of them changed, left out, repeated or added."""
+    mutant = bytearray(content)
+    for _ in range(generator.randint(1, 4)):
+        at, length = generator.randrange(len(mutant) + 1), generator.choice((0, 1, 1, 1, 2, 4, 16))
+        new = generator.choice((generator.randbytes(length), b"", bytes(mutant[at : at + length]) * 2))
+        mutant[at : at + length] = new
+    return bytes(mutant) or b"\0"
+
+
+@pytest.fixture(scope="session")
+def scrambled() -> Callable[[bytes, random.Random], bytes]:
+    """`_scrambled`."""
+    return _scrambled
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print every figure by promise, and keep those of a full run."""
+    reports = [report for key in ("passed", "failed") for report in terminalreporter.stats.get(key, ())]
+    figures = sorted(
+        (promise, text, report.nodeid)
+        for report in reports
+        for name, (promise, text) in (entry for entry in report.user_properties if entry[0] == "figure")
+    )
+    for promise, text, _ in figures:
+        terminalreporter.write_line(f"promise {promise:2}: {text}")
+    if AMOUNT != "share" and figures:
+        rows = [{"promise": promise, "figure": text, "test": test} for promise, text, test in figures]
+        target = TESTS.parent / "out" / "trust.json"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(json.dumps(rows, indent=1) + "\n")
