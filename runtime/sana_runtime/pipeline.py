@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sana_runtime.bundle import Bundle, open_bundle
 from sana_runtime.conditioning import Conditioner
+from sana_runtime.engine_shapes import engine_signature
 from sana_runtime.errors import UsageError
 from sana_runtime.guidance import Guidance
 from sana_runtime.manifest import Defaults
@@ -21,6 +22,7 @@ from sana_runtime.picture import Picture, Recipe
 from sana_runtime.progress import OnStep, StepEvent
 from sana_runtime.request import Request
 from sana_runtime.session import Device, Session, SessionOptions, open_session
+from sana_runtime.signature import Signature
 from sana_runtime.solver import Solver, make_solver
 
 __all__ = ["Pipeline"]
@@ -29,12 +31,12 @@ __all__ = ["Pipeline"]
 class Pipeline:
     """Paints pictures from one bundle. Safe to call from several threads: they take turns."""
 
-    def __init__(self, bundle: Bundle, parts: Parts, device: str) -> None:
+    def __init__(self, bundle: Bundle, parts: Parts, devices: Mapping[str, Device]) -> None:
         self._bundle = bundle
         self._parts = parts
-        self._device = device
+        self._device = "+".join(sorted({chosen.value for chosen in devices.values()}))
         self._conditioner = Conditioner(parts.run, bundle.tokenizer(), bundle.prompt_rules())
-        self._signatures = {name: part.signature for name, part in bundle.manifest.parts.items()}
+        self._signatures = {name: _signature(bundle, name, devices[name]) for name in bundle.manifest.parts}
         self._turn = threading.Lock()
 
     @classmethod
@@ -42,14 +44,21 @@ class Pipeline:
         """Open a bundle; `device` is auto, a device's name, or names by part (the others are auto)."""
         bundle = open_bundle(Path(path))
         devices = _devices(bundle, device)
+        if any(chosen.runs_engines for chosen in devices.values()):
+            from sana_runtime.engines import require_engines
+
+            require_engines(bundle, devices)
 
         def load(name: str) -> Session:
+            if devices[name].runs_engines:
+                from sana_runtime.engines import open_engine
+
+                return open_engine(bundle, name, devices[name])
             half = bundle.manifest.parts[name].precision in ("bf16", "fp16")
             return open_session(bundle.graph(name), devices[name], SessionOptions(half_products=half, threads=threads))
 
         together = fits_together(bundle.size, available_memory())
-        names = sorted({chosen.value for chosen in devices.values()})
-        return cls(bundle, Parts(load, together=together), "+".join(names))
+        return cls(bundle, Parts(load, together=together), devices)
 
     def generate(
         self,
@@ -156,6 +165,12 @@ def _devices(bundle: Bundle, device: str | Mapping[str, str]) -> dict[str, Devic
     if unknown:
         raise UsageError(f"device for {', '.join(sorted(unknown))}: this bundle has {', '.join(bundle.manifest.parts)}")
     return {name: _device(wanted.get(name, "auto")) for name in bundle.manifest.parts}
+
+
+def _signature(bundle: Bundle, part: str, device: Device) -> Signature:
+    """What may be fed to a part: an engine takes fewer sizes than the graph it was built from."""
+    signature = bundle.manifest.parts[part].signature
+    return engine_signature(signature) if device.runs_engines else signature
 
 
 def _device(name: str) -> Device:

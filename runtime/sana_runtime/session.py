@@ -41,6 +41,13 @@ class Device(str, Enum):
     CUDA = "cuda"
     DIRECTML = "directml"
     WEBGPU = "webgpu"
+    RTX = "rtx"  # TensorRT-RTX
+    TENSORRT = "tensorrt"
+
+    @property
+    def runs_engines(self) -> bool:
+        """Whether it runs engines that were built beforehand, not graphs."""
+        return self in (Device.RTX, Device.TENSORRT)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class SessionOptions:
 
 
 def open_session(graph: Path, device: Device, options: SessionOptions) -> Session:
-    """Load `graph` with the one library that runs it on `device`."""
+    """Load `graph` with the one library that runs it on `device`; `engines.open_engine` is for those with engines."""
     if device is Device.CPU:
         from sana_runtime.openvino_session import OpenVinoSession
 

@@ -19,7 +19,7 @@ from sana_plugins.tensorrt.shipped import FOLDER, INDEX, PluginError, kernel_for
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TOLERANCES = {"fp16": 2e-3, "bf16": 1e-2, "fp32": 2e-6}  # of the largest output; one rounding of it at the end
 ADDRESSES = tuple(0x7F0000000000 + 16 * i for i in range(5))  # q, k, v, state, out
-STUB = Path(__file__).with_name("recording_libcuda.c")
+STUB = Path(__file__).parents[1] / "recording_libcuda.c"
 DRIVE = """
 from sana_plugins.tensorrt.driver import programs
 from sana_plugins.tensorrt.launches import Sizes, launches

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,3 +139,8 @@ def test_a_library_that_refuses_the_plugin_is_named(wheel):
     wheel.registry.register_creator = lambda creator, namespace: False
     with pytest.raises(PluginError, match=r"tensorrt_rtx 1\.7 does not register the attention plugin"):
         plugin.register(wheel.library)
+
+
+def test_the_runtime_finds_the_plugin_without_importing_this_package():
+    (entry,) = entry_points(group="sana_runtime.engine_plugins")
+    assert entry.load() is plugin.register

@@ -1,0 +1,389 @@
+"""Engine sessions: buffers, graphs, compiled kernels and refusals, over a fake library and card; no GPU is claimed."""
+
+import gc
+import os
+import subprocess
+import sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sana_runtime import engines
+from sana_runtime.bundle import open_bundle
+from sana_runtime.engine_cache import EngineCache
+from sana_runtime.engine_keys import engine_key
+from sana_runtime.engine_library import EngineLibrary
+from sana_runtime.engine_session import EngineSession
+from sana_runtime.errors import BackendError, MemoryLimitError, UsageError
+from sana_runtime.session import Device, Interrupted
+
+
+def beside(path):
+    spec = spec_from_file_location(Path(path).stem, Path(__file__).parent / path)
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+fake = beside("fake_engine.py")
+rtx_builds = beside("../rtx_builds.py")
+STUB = Path(__file__).parents[1] / "recording_libcuda.c"
+
+
+class Bench:
+    """A session over the fakes, and a way to look inside."""
+
+    def __init__(self, plan=b"plan", jit_cache=None, **module):
+        self.driver = fake.FakeDriver()
+        self.module = fake.FakeModule(self.driver, **module)
+        self.library = EngineLibrary(self.module, "TensorRT-RTX")
+        self.kept = []
+        self.open = lambda: EngineSession(plan, self.library, self.driver, jit_cache, self.kept.append)
+
+    def double(self, session, batch):
+        x = np.arange(4 * batch, dtype=np.float32).reshape(batch, 4)
+        np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_session_brings_every_shape_to_the_card_and_back(graphs):
+    bench = Bench(graphs=graphs)
+    session = bench.open()
+    for batch in (2, 2, 2, 5, 1, 8, 2, 2):
+        bench.double(session, batch)
+
+
+def test_buffers_are_allocated_once_and_only_grow():
+    bench = Bench()
+    session = bench.open()
+    for batch in (4, 4, 1, 3, 4):
+        bench.double(session, batch)
+        assert len(bench.driver.memory) == 2 and not bench.driver.freed
+    bench.double(session, 8)
+    assert [len(each) for each in bench.driver.memory.values()] == [128, 128]
+    assert [len(each) for each in bench.driver.freed] == [64, 64]
+
+
+def test_answers_stay_when_the_session_runs_again():
+    bench = Bench()
+    session = bench.open()
+    first = session.run({"x": np.ones((1, 4), np.float32)})["y"]
+    session.run({"x": np.zeros((1, 4), np.float32)})
+    np.testing.assert_array_equal(first, np.full((1, 4), 2))
+
+
+def test_views_are_taken_as_what_they_show():
+    x = np.arange(64, dtype=np.float32).reshape(8, 8)[::2, ::2]
+    np.testing.assert_array_equal(Bench().open().run({"x": x})["y"], 2 * x)
+
+
+def test_a_library_that_makes_graphs_itself_is_asked_to_and_for_kernels_that_do_not_change():
+    bench = Bench()
+    session = bench.open()
+    for _ in range(3):
+        bench.double(session, 2)
+    assert "capture" not in bench.driver.events
+    assert bench.module.settings.cuda_graph_strategy == "whole"
+    assert bench.module.settings.dynamic_shapes_kernel_specialization_strategy == "eager"
+
+
+def test_for_another_library_each_shape_becomes_a_graph_at_its_second_run():
+    bench = Bench(graphs=False)
+    session = bench.open()
+    for batch in (2, 2, 2, 3, 3):
+        bench.double(session, batch)
+    acts = [event for event in bench.driver.events if event != "enter"]
+    assert acts == ["execute", "capture", "launch", "launch", "drop graph", "execute", "capture", "launch"]
+
+
+def test_dropping_a_session_gives_everything_back():
+    bench = Bench(graphs=False)
+    session = bench.open()
+    bench.double(session, 2)
+    bench.double(session, 2)
+    del session
+    gc.collect()
+    assert not bench.driver.memory
+    assert bench.driver.events[-3:] == ["capture", "launch", "drop graph"] or bench.driver.events[-1] == "drop stream"
+    assert bench.driver.events.count("drop graph") == bench.driver.events.count("drop stream") == 1
+
+
+def test_nothing_of_an_engine_runs_on_this_side():
+    bench = Bench()
+    bench.open()
+    assert bench.module.runtime.engine_host_code_allowed is False
+
+
+@pytest.mark.parametrize(
+    ("feeds", "complaint"),
+    [
+        ({"x": np.zeros((9, 4), np.float32)}, r"\(9, 4\) is outside the engine's \(1, 4\) to \(8, 4\); choose"),
+        ({"x": np.zeros((2, 4), np.float64)}, "x is float64; the engine takes float32"),
+        ({"z": np.zeros((2, 4), np.float32)}, "was fed z; it takes x"),
+    ],
+)
+def test_what_an_engine_does_not_take_is_refused(feeds, complaint):
+    bench = Bench()
+    session = bench.open()
+    with pytest.raises(UsageError, match=complaint):
+        session.run(feeds)
+    bench.double(session, 2)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_numbers_that_ran_over_are_an_error_not_a_black_picture():
+    x = np.full((1, 4), 3e38, np.float32)
+    with pytest.raises(BackendError, match="y came out as no number at all; run `sana-export verify`"):
+        Bench().open().run({"x": x})
+
+
+def test_types_that_numpy_lacks_are_refused_at_once():
+    with pytest.raises(BackendError, match=r"no type for: y \(BF16\)"):
+        Bench(kinds=("FLOAT", "BF16")).open()
+
+
+def test_a_run_that_is_interrupted_meanwhile_raises_and_the_next_one_works():
+    bench = Bench()
+    session = bench.open()
+    bench.driver.on_wait = session.interrupt
+    with pytest.raises(Interrupted):
+        session.run({"x": np.zeros((1, 4), np.float32)})
+    bench.driver.on_wait = lambda: None
+    session.interrupt()  # nothing runs: nothing happens
+    bench.double(session, 1)
+
+
+def test_compiled_kernels_are_handed_in_and_kept_when_they_change():
+    bench = Bench(jit_cache=b"of an older driver")
+    session = bench.open()
+    assert bench.module.compiled.given == b"of an older driver"
+    bench.double(session, 1)
+    bench.double(session, 2)
+    bench.module.compiled.content = b"more"
+    bench.double(session, 3)
+    assert bench.kept == [b"compiled", b"more"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "complaint"),
+    [
+        (1, "of another version of TensorRT-RTX; build it again with `sana-export engine`"),
+        (2, "for other cards than this one; build it again"),
+        (4, "driver is too old for TensorRT-RTX; update it"),
+        (8, "CUDA runtime is too old"),
+        (32, "the engine is damaged; build it again"),
+        (64, "cannot reach the card"),
+        (1 | 2 | 64, "of another version"),
+    ],
+)
+def test_an_engine_that_does_not_match_is_refused_by_its_header_in_one_sentence(bits, complaint):
+    bench = Bench()
+    bench.module.validity = (2, bits)
+    with pytest.raises(BackendError, match=complaint) as refusal:
+        bench.open()
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_the_library_logs_becomes_the_reason():
+    bench = Bench()
+    bench.module.complaint = "Error Code 1:\n  the tactic is unknown"
+    with pytest.raises(BackendError, match=r"does not load the engine \(Error Code 1: the tactic is unknown\); build"):
+        bench.open()
+
+
+def test_a_card_that_is_too_small_is_a_lack_of_memory():
+    bench = Bench()
+    bench.module.complaint = "CUDA out of memory: 5.65 GB"
+    with pytest.raises(MemoryLimitError, match=r"5\.65 GB"):
+        bench.open()
+    bench.module.validity = (2, 16)
+    with pytest.raises(MemoryLimitError, match="too little memory"):
+        bench.open()
+
+
+def test_a_run_that_fails_says_why():
+    bench = Bench()
+    session = bench.open()
+    bench.module.context.fails = True
+    with pytest.raises(BackendError, match=r"does not run the engine \(an illegal address\)"):
+        session.run({"x": np.zeros((1, 4), np.float32)})
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path, sealed_bundle):
+    """A bundle on a machine that has an Ada card and TensorRT-RTX, both fake, and no engines yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    driver = fake.FakeDriver()
+    driver.capability = 89
+    module = fake.FakeModule(driver)
+    monkeypatch.setattr(engines, "_driver", lambda: driver)
+    monkeypatch.setattr(engines, "library_for", lambda device: EngineLibrary(module, "TensorRT-RTX"))
+    monkeypatch.setattr(engines, "version", lambda package: "1.7.1.116")
+    return SimpleNamespace(bundle=open_bundle(sealed_bundle), driver=driver, module=module, cache=EngineCache())
+
+
+def keep_engine(machine, *, plugin):
+    key = engine_key(machine.bundle, "transformer", ("tensorrt_rtx", "1.7.1.116"), (86, 89), plugin=plugin)
+    header = bytearray(64)
+    header[24:28], header[32] = bytes((1, 7, 1, 116)), 0x0C
+    return key, machine.cache.store(key, bytes(header) + (b"plugin" if plugin else b"body"))
+
+
+RTX = {"transformer": Device.RTX, "decoder": Device.CPU}
+
+
+def test_a_part_without_an_engine_is_an_error_that_names_the_command(machine):
+    for attempt in (
+        lambda: engines.require_engines(machine.bundle, RTX),
+        lambda: engines.open_engine(machine.bundle, "transformer", Device.RTX),
+    ):
+        with pytest.raises(BackendError, match=r"no engine of transformer .*; run `sana-export engine .* --target"):
+            attempt()
+    engines.require_engines(machine.bundle, {"transformer": Device.CPU})
+
+
+def test_a_kept_engine_is_run_the_one_with_the_plugin_first_and_its_compiled_kernels_are_kept(machine):
+    for plugin in (False, True):
+        keep_engine(machine, plugin=plugin)
+        engines.require_engines(machine.bundle, RTX)
+        session = engines.open_engine(machine.bundle, "transformer", Device.RTX)
+        assert machine.module.plan[64:] == (b"plugin" if plugin else b"body")
+        assert machine.module.compiled.given is None
+    session.run({"x": np.zeros((1, 4), np.float32)})
+    engines.open_engine(machine.bundle, "transformer", Device.RTX)
+    assert machine.module.compiled.given == b"compiled"
+
+
+def test_an_engine_with_a_single_changed_bit_is_never_handed_to_the_library(machine):
+    _, path = keep_engine(machine, plugin=True)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BackendError, match=r"was built here .*it is damaged, or was not made here"):
+        engines.open_engine(machine.bundle, "transformer", Device.RTX)
+    assert machine.module.plan is None
+
+
+def test_a_card_for_which_the_library_builds_nothing_is_named(machine):
+    machine.driver.capability = 90
+    with pytest.raises(BackendError, match=r"rtx: this card has compute capability 9\.0, for which it builds no"):
+        engines.require_engines(machine.bundle, RTX)
+
+
+# Below, the real libraries, on machines without a card.
+
+OPEN = """
+import sys
+from sana_runtime import Pipeline, SanaError
+for device in sys.argv[2:]:
+    try:
+        Pipeline.open(sys.argv[1], device=device)
+    except SanaError as error:
+        print(error.exit_code, error)
+"""
+LOAD = """
+import sys, pathlib
+from sana_runtime.engine_library import library_for
+from sana_runtime.errors import BackendError
+from sana_runtime.session import Device
+library = library_for(Device.RTX)
+for plan in (pathlib.Path(sys.argv[1]).read_bytes(), b"no engine" * 100):
+    try:
+        library.load(plan)
+    except BackendError as error:
+        print(error)
+"""
+DRIVE = """
+import numpy as np
+from sana_runtime.cuda_driver import CudaDriver
+from sana_runtime.errors import MemoryLimitError
+driver = CudaDriver()
+stream, x, y = driver.stream(), np.arange(10, dtype=np.float32), np.zeros(10, np.float32)
+address = driver.allocate(x.nbytes)
+driver.upload(address, x, stream)
+driver.download(y, address, stream)
+driver.wait(stream)
+graph = driver.capture(lambda: None, stream)
+driver.launch(graph, stream)
+driver.drop_graph(graph)
+driver.free(address)
+driver.drop_stream(stream)
+try:
+    driver.allocate(1 << 22)
+except MemoryLimitError as error:
+    print(driver.version, driver.capability, (x == y).all(), error)
+"""
+NO_CARD = "this machine has no NVIDIA driver, and engines run on NVIDIA cards only; install it, or choose --device cpu"
+
+
+def told(program, *arguments, **settings):
+    """What a program prints in a process of its own, line by line."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | settings)
+    return done.stdout.splitlines() or done.stderr.splitlines()[-1:]
+
+
+@pytest.fixture
+def no_card():
+    """Skips where there is one."""
+    if Path("/proc/driver/nvidia").exists():
+        pytest.skip("an NVIDIA card is here")
+    if find_spec("cuda") is None or find_spec("tensorrt_rtx") is None:
+        pytest.skip("tensorrt-rtx is not installed; pip install sana-export[rtx]")
+
+
+def test_without_a_card_a_pipeline_does_not_open_and_says_in_one_line_why(no_card, sealed_bundle):
+    lines = told(OPEN, sealed_bundle, Device.RTX.value)
+    assert lines == [f"5 {NO_CARD}"]
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
+def test_without_its_library_a_device_says_what_to_install(sealed_bundle):
+    (line,) = told(OPEN, sealed_bundle, Device.TENSORRT.value)
+    assert line.startswith('5 tensorrt: TensorRT is not installed; pip install "sana-export[tensorrt]"')
+
+
+def test_a_real_engine_without_a_card_is_refused_in_one_line(no_card, tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 8]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "relu.onnx")
+    job = rtx_builds.Job(str(tmp_path / "relu.onnx"), "SM89", {}, str(tmp_path / "relu.engine"))
+    assert rtx_builds.build_all([job])[0].engine_bytes
+    real, damaged = told(LOAD, tmp_path / "relu.engine")
+    assert real.startswith("TensorRT-RTX refuses the engine (") and "CUDA" in real and "--device cpu" in real
+    assert damaged == "the engine is damaged; build it again with `sana-export engine`"
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory):
+    """Folder of a CUDA driver whose card is this process."""
+    if find_spec("cuda") is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs cuda-bindings and Linux")
+    folder = tmp_path_factory.mktemp("driver")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", STUB], check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "answer"),
+    [
+        ("13010", "89", "(13, 1) 89 True the card's memory is full: it could not give 4 MB; try a smaller size"),
+        ("12040", "89", "the NVIDIA driver here is made for CUDA 12.4 and engines need 13.0; update the driver"),
+        ("13000", "0", "the NVIDIA driver finds no card here; look at CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_the_driver_is_spoken_to_as_cuda_bindings_want_it(stub, tmp_path, cuda, capability, answer):
+    record = tmp_path / "record"
+    settings = {"SANA_CUDA": cuda, "SANA_CAPABILITY": capability, "SANA_RECORD": str(record)}
+    (line,) = told(DRIVE, LD_LIBRARY_PATH=str(stub), **settings)
+    assert answer in line
+    if record.exists():
+        acts = ["wait", "begin", "end", "drop graph", "start", "drop ready", "free", "drop stream"]
+        assert record.read_text().splitlines() == acts
