@@ -19,7 +19,7 @@ from sana_runtime.signature import Signature
 
 __all__ = ["OpenVinoSession"]
 
-SIDES = ("height", "width", "image_height", "image_width")
+EVERY_STEP = "timestep"  # an input of a part that is run many times for one picture
 ROWS = "rows"  # of text
 KEPT = 2  # sizes that stay compiled: guidance halves the batch where it is switched off for some of the steps
 
@@ -94,15 +94,15 @@ def _read(graph: Path) -> ov.Model:
     return model
 
 
-def _sees_pictures(signature: Signature) -> bool:
-    return any(axis.name in SIDES for spec in signature.inputs for _, axis in spec.axes())
+def _runs_every_step(signature: Signature | None) -> bool:
+    return signature is not None and any(spec.name == EVERY_STEP for spec in signature.inputs)
 
 
 def _fitted(signature: Signature, feeds: Mapping[str, NDArray[Any]]) -> Shapes:
     """The shapes to compile for: those of the picture as they are, a text's length free.
 
     OpenVINO drops the transposes around convolutions and joins element-wise operations only where it knows the sizes:
-    a third of an INT8 step. Texts differ in length from prompt to prompt, and little depends on them.
+    a quarter of an INT8 step. Texts differ in length from prompt to prompt, and little depends on them.
     """
     signature.check(feeds)
     free = {(spec.name, i) for spec in signature.inputs for i, axis in spec.axes() if axis.name == ROWS}
@@ -113,11 +113,11 @@ def _fitted(signature: Signature, feeds: Mapping[str, NDArray[Any]]) -> Shapes:
 
 
 class OpenVinoSession:
-    """One graph compiled for this CPU: at once, or for each size that comes if its signature has a picture's sides."""
+    """One graph compiled for this CPU: at once for all sizes, or, if it runs every step, for each size that comes."""
 
     def __init__(self, graph: Path, options: SessionOptions) -> None:
         self._name = graph.name
-        self._signature = options.signature if options.signature and _sees_pictures(options.signature) else None
+        self._signature = options.signature if _runs_every_step(options.signature) else None
         self._properties = _properties(options)
         self._requests: dict[Shapes, ov.InferRequest] = {}
         self._running = threading.Event()

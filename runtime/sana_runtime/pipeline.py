@@ -54,8 +54,10 @@ class Pipeline:
                 from sana_runtime.engines import open_engine
 
                 return open_engine(bundle, name, devices[name])
-            half = bundle.manifest.parts[name].precision in ("bf16", "fp16")
-            return open_session(bundle.graph(name), devices[name], SessionOptions(half_products=half, threads=threads))
+            part = bundle.manifest.parts[name]
+            half = part.precision in ("bf16", "fp16")
+            options = SessionOptions(half_products=half, threads=threads, signature=part.signature)
+            return open_session(bundle.graph(name), devices[name], options)
 
         together = fits_together(bundle.size, available_memory())
         return cls(bundle, Parts(load, together=together), devices)
