@@ -42,7 +42,7 @@ def _narrow_products(graph: onnx.GraphProto) -> bool:
     products = [node for node in graph.node if node.op_type == "MatMul" and set(node.input) <= set(dequantised)]
     if not products:
         return False
-    rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer}
+    rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
     steps: dict[str, str] = {}
     for product in products:
         tokens, weight = (dequantised[name] for name in product.input)

@@ -43,6 +43,8 @@ def _outcome(job: EngineJob, process: "subprocess.Popen[str]", on_progress: OnBu
             raise complaint(job, event["errors"])
         elif kind == "refused":
             raise BackendError(event["message"])
+        elif kind == "crashed":
+            raise RuntimeError(event["traceback"])
         elif kind == "built":
             return event
     raise death(job, process.wait())

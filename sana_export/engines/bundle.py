@@ -5,7 +5,7 @@ import hashlib
 import mmap
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -58,7 +58,13 @@ def build_engines(
 
     BackendError when it refused every one.
     """
-    outcomes = tuple(_outcome(bundle, key, cache, on_progress) for key in _keys(bundle, request))
+    keys = _keys(bundle, request)
+
+    def nth(index: int) -> OnBuildProgress:
+        """Each build's progress as a share of them all."""
+        return lambda one: on_progress(replace(one, fraction=(index + one.fraction) / len(keys)))
+
+    outcomes = tuple(_outcome(bundle, key, cache, nth(i)) for i, key in enumerate(keys))
     if all(outcome.path is None for outcome in outcomes):
         raise BackendError(outcomes[0].refusal)
     return outcomes

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 from sana_runtime.errors import SanaError
@@ -35,6 +36,8 @@ def main() -> None:
         _serve(job, phases)
     except (SanaError, RuntimeError) as error:  # RuntimeError: the plugin's own errors are of that kind
         _say(event="refused", message=" ".join(str(error).split()))
+    except Exception:  # our own bug: whoever asked shall see it
+        _say(event="crashed", traceback=traceback.format_exc())
 
 
 def _serve(job: EngineJob, phases: Phases) -> None:
