@@ -1,8 +1,10 @@
 """Paint a checkpoint's golden pictures with the reference, and fit the preview to them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from sana_runtime.prompt import PromptRules, TextInputs, batch
 from sana_runtime.signature import COMPRESSION
 from sana_runtime.solver import Latent, Solver, make_solver, walk
 from sana_runtime.tokenizer import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from sana_reference.checkpoint import Checkpoint
@@ -26,7 +28,9 @@ __all__ = ["GoldenPicture", "GoldenRequest", "fit_preview", "paint_golden"]
 POSITIONS = 256  # of latents that the preview is fitted to: several for each channel
 FIRST_SKETCH = 100  # a seed that no golden picture has
 SKETCH_STEPS = 4
+SMALL = 30_000_000  # parameters below which a network is run in one thread
 RIDGE = 1e-3  # keeps the fit sane when there are few positions to fit it to
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,32 @@ def paint_golden(
 
     One network is in memory at a time: the text encoder alone takes 10 GB.
     """
-    tokenizer = Tokenizer(checkpoint.tokenizer)
     wanted = [*requests, *_sketches(requests)]
-    tokens = [_tokens(checkpoint, tokenizer, request, rules) for request in wanted]
-    states = _states(checkpoint.text_encoder(), rules, tokens)
-    latents = np.concatenate(_latents(checkpoint, wanted, states, tokens))
-    autoencoder = checkpoint.autoencoder()
-    pixels = np.concatenate([autoencoder.decode_picture(torch.from_numpy(each[None])).numpy() for each in latents])
+    texts = _texts(checkpoint, wanted, rules)
+    with _threads_for(checkpoint.text_encoder()) as encoder:
+        states = _states(encoder, rules, texts.inputs)
+    with _threads_for(checkpoint.transformer()) as transformer:
+        latents = np.concatenate(list(_latents(checkpoint, transformer, wanted, texts, states)))
+    with _threads_for(checkpoint.autoencoder()) as autoencoder:
+        pixels = np.concatenate([autoencoder.decode_picture(torch.from_numpy(each[None])).numpy() for each in latents])
     pictures = [GoldenPicture(*made) for made in zip(requests, latents, pixels, strict=False)]
     return pictures, fit_preview(latents, pixels)
+
+
+@contextmanager
+def _threads_for(network: Network) -> Iterator[Network]:
+    """Run a small network in one thread.
+
+    Its operations take microseconds; two threads that wait for each other after every one of them take a minute
+    for a second's work where other programs are busy.
+    """
+    before = torch.get_num_threads()
+    if sum(parameter.numel() for parameter in network.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield network
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sketches(requests: Sequence[GoldenRequest]) -> list[GoldenRequest]:
@@ -79,41 +100,53 @@ def _sketches(requests: Sequence[GoldenRequest]) -> list[GoldenRequest]:
     ]
 
 
-def _tokens(checkpoint: "Checkpoint", tokenizer: Tokenizer, request: GoldenRequest, rules: PromptRules) -> TextInputs:
-    """The negative prompt, where the model is run for one, and the prompt."""
-    positive = rules.instruct(tokenizer, request.prompt)
+@dataclass(frozen=True)
+class Texts:
+    """Every different text of some requests once, and which of them belong to each request."""
+
+    inputs: TextInputs
+    rows: Sequence[Sequence[int]]  # of a request: its negative prompt, where the model is run for one, and its prompt
+
+
+def _texts(checkpoint: "Checkpoint", requests: Sequence[GoldenRequest], rules: PromptRules) -> Texts:
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    wanted = [[rules.plain(tokenizer, each.negative), rules.instruct(tokenizer, each.prompt)] for each in requests]
     if checkpoint.config.guidance_embedding:
-        return batch([positive])
-    return batch([rules.plain(tokenizer, request.negative), positive])
+        wanted = [[positive] for _, positive in wanted]
+    different = list(dict.fromkeys(tokens for each in wanted for tokens in each))
+    return Texts(batch(different), [[different.index(tokens) for tokens in each] for each in wanted])
 
 
-def _states(encoder: TextEncoder, rules: PromptRules, tokens: Sequence[TextInputs]) -> list[Tensor]:
-    prefix = encoder.prefix(rules.prefix)
-    return [
-        encoder(*map(torch.from_numpy, (each.input_ids, each.text_mask, each.instructed)), prefix) for each in tokens
-    ]
+def _states(encoder: TextEncoder, rules: PromptRules, inputs: TextInputs) -> Tensor:
+    tokens = map(torch.from_numpy, (inputs.input_ids, inputs.text_mask, inputs.instructed))
+    states: Tensor = encoder(*tokens, encoder.prefix(rules.prefix))
+    return states
 
 
 def _latents(
-    checkpoint: "Checkpoint", requests: Sequence[GoldenRequest], states: Sequence[Tensor], tokens: Sequence[TextInputs]
-) -> list[Latent]:
-    """The final latent (1, C, h, w) of every request."""
-    transformer, usual = checkpoint.transformer(), checkpoint.solver
-    return [
-        _walk(
-            Painter(
-                transformer, transformer.caption(text), torch.from_numpy(each.row_mask), Guidance(request.guidance)
-            ),
-            make_solver(usual.name, request.steps, usual.shift),
-            request,
-        )
-        for request, text, each in zip(requests, states, tokens, strict=True)
-    ]
+    checkpoint: "Checkpoint",
+    transformer: SanaTransformer,
+    requests: Sequence[GoldenRequest],
+    texts: Texts,
+    states: Tensor,
+) -> Iterator[Latent]:
+    """The final latents (B, C, h, w) of every run of requests that differ in nothing but prompt and seed."""
+    usual, text_kv, mask = checkpoint.solver, transformer.caption(states), torch.from_numpy(texts.inputs.row_mask)
+    numbered = groupby(zip(requests, texts.rows, strict=True), key=lambda each: _alike(each[0]))
+    for (_, steps, guidance), group in numbered:
+        batched, rows = zip(*group, strict=True)
+        order = [row for role in zip(*rows, strict=True) for row in role]  # all negative prompts, then all prompts
+        painter = Painter(transformer, text_kv[:, :, order], mask[order], Guidance(guidance))
+        yield _walk(painter, make_solver(usual.name, steps, usual.shift), batched)
+
+
+def _alike(request: GoldenRequest) -> tuple[tuple[int, int], int, float]:
+    return request.size, request.steps, request.guidance
 
 
 @dataclass(frozen=True)
 class Painter:
-    """What stays the same from step to step: the model, the negative prompt's keys and values, and the prompt's."""
+    """What stays the same from step to step: the model, and the keys and values of every text row."""
 
     transformer: SanaTransformer
     text_kv: Tensor
@@ -121,22 +154,26 @@ class Painter:
     guidance: Guidance
 
     def velocity(self, latent: Latent, timestep: float) -> Latent:
-        """The guided velocity; a model that takes guidance as an input has one row of text."""
+        """The guided velocity; a model that takes guidance as an input has one row of text for each picture."""
         rows = len(self.mask)
         scale = torch.full((rows,), self.guidance.scale) if self.transformer.config.guidance_embedding else None
-        latents = torch.from_numpy(latent).expand(rows, -1, -1, -1)
+        latents = torch.from_numpy(np.concatenate([latent] * (rows // len(latent))))
         answer: Latent = self.transformer(
             latents, torch.full((rows,), timestep), self.text_kv, self.mask, scale
         ).numpy()
-        return answer if rows == 1 else self.guidance.combine(*np.split(answer, 2))
+        return answer if rows == len(latent) else self.guidance.combine(*np.split(answer, 2))
 
 
-def _walk(painter: Painter, solver: Solver, request: GoldenRequest) -> Latent:
-    height, width = request.size
-    channels = painter.transformer.config.latent_channels
-    noise = Noise(request.seed, 1, (channels, height // COMPRESSION, width // COMPRESSION))
-    latent = solver.start(noise.draw())
-    for step in walk(solver, latent, painter.velocity, fresh=noise.draw):
+def _walk(painter: Painter, solver: Solver, requests: Sequence[GoldenRequest]) -> Latent:
+    height, width = requests[0].size
+    shape = (painter.transformer.config.latent_channels, height // COMPRESSION, width // COMPRESSION)
+    streams = [Noise(request.seed, 1, shape) for request in requests]
+
+    def fresh() -> Latent:
+        return np.concatenate([stream.draw() for stream in streams])
+
+    latent = solver.start(fresh())
+    for step in walk(solver, latent, painter.velocity, fresh=fresh):
         latent = step.latent
     return latent
 
