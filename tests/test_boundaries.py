@@ -41,6 +41,7 @@ DOORS = {
     "tokenizers": ("sana_runtime.tokenizer", "sana_reference.nano"),
     "safetensors": ("sana_reference.checkpoint", "sana_reference.nano"),
     "huggingface_hub": ("sana_reference.checkpoint",),
+    "model_signing": ("sana_export.signing",),
     "transformers": (),
     "diffusers": (),
     "torch": ("sana_reference", "sana_plugins", "sana_export.tracing"),

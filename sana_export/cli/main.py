@@ -13,7 +13,20 @@ from sana_export.cli.progress import escaped
 
 __all__ = ["main"]
 
-COMMANDS = ("build", "generate", "plan", "engine", "verify", "evaluate", "inspect", "info", "serve", "doctor", "cache")
+COMMANDS = (
+    "build",
+    "generate",
+    "plan",
+    "engine",
+    "verify",
+    "sign",
+    "evaluate",
+    "inspect",
+    "info",
+    "serve",
+    "doctor",
+    "cache",
+)
 INTERRUPTED = 130
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # what a disk without room answers
 
@@ -44,6 +57,7 @@ SUMMARIES = {
     "plan": "Say what a build will take, before it starts.",
     "engine": "Build the engines of a bundle, for the cards at hand or for others.",
     "verify": "Check a bundle's bytes and its golden pictures on this machine.",
+    "sign": "Sign a bundle, so that others can check who made it.",
     "evaluate": "Measure how well a bundle follows prompts about drawn shapes.",
     "inspect": "Show what is in a bundle.",
     "info": "Show how a picture was painted.",
