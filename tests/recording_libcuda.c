@@ -119,3 +119,14 @@ Result cuGetProcAddress(const char* name, void** address, int version, unsigned 
     return procedure(name, address, version, flags, NULL);
 }
 Result cuInit(unsigned flags) { return init(flags); }
+
+// Programs that open the library themselves find these by name.
+Result cuCtxGetCurrent(void** context) { return currentContext(context); }
+Result cuCtxGetDevice(int* device) { return contextDevice(device); }
+Result cuDeviceGetAttribute(int* value, int which, int device) { return attribute(value, which, device); }
+Result cuModuleLoadData(void** module, const void* image) { return loadModule(module, image); }
+Result cuModuleGetFunction(void** handle, void* module, const char* name) { return function(handle, module, name); }
+Result cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                      unsigned shared, void* stream, void** parameters, void** extra) {
+    return launch(handle, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra);
+}
