@@ -8,6 +8,7 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from sana_runtime.bfloat16 import widened
 from sana_runtime.errors import BackendError, MemoryLimitError
 from sana_runtime.session import Arrays, Device, Interrupted, SessionOptions, contiguous
 
@@ -37,6 +38,17 @@ def _session_options(options: SessionOptions) -> ort.SessionOptions:
     return settings
 
 
+def _content(graph: Path, settings: ort.SessionOptions) -> tuple[Path | bytes, list[ort.OrtValue]]:
+    """What to load on the CPU: a graph of bfloat16 in fp32, with its weights, which must outlive the session."""
+    wide = widened(graph)
+    if wide is None:
+        return graph, []
+    content, weights = wide
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    settings.add_external_initializers(list(weights), values)
+    return content, values
+
+
 class OnnxruntimeSession:
     """One graph on one provider, never silently on another."""
 
@@ -48,9 +60,11 @@ class OnnxruntimeSession:
                 f"install {PACKAGES[device]} in an environment of its own, or choose --device cpu"
             )
         try:
+            settings = _session_options(options)
+            content, self._weights = _content(graph, settings) if device is Device.ONNXRUNTIME else (graph, [])
             self._session = ort.InferenceSession(
-                graph,
-                _session_options(options),
+                content,
+                settings,
                 providers=[provider],
                 disabled_optimizers=HARMFUL_OPTIMIZERS,
                 enable_fallback=0,
