@@ -16,6 +16,7 @@ __all__ = ["OnBuildProgress", "build_engine"]
 
 OnBuildProgress = Callable[[BuildProgress], None]
 COMMAND = (sys.executable, "-m", "sana_export.engines.worker")
+OUTCOME = ("bytes", "seconds", "cpu_seconds", "peak_memory")
 PATIENCE = 0.6  # seconds in which a cancelled build ends, or is ended
 
 
@@ -29,7 +30,7 @@ def build_engine(job: EngineJob, on_progress: OnBuildProgress = lambda progress:
     finally:
         if not done:
             job.output.unlink(missing_ok=True)
-    return BuiltEngine(job.output, outcome["bytes"], outcome["seconds"], outcome["peak_memory"])
+    return BuiltEngine(job.output, **{field: outcome[field] for field in OUTCOME})
 
 
 def _outcome(job: EngineJob, process: "subprocess.Popen[str]", on_progress: OnBuildProgress) -> dict[str, Any]:

@@ -85,13 +85,13 @@ def _keys(bundle: Bundle, request: EngineRequest) -> list[EngineKey]:
 
 def _groups(request: EngineRequest) -> Iterator[tuple[int, ...]]:
     """Which architectures share an engine: with Turing among them all would get its slower plan."""
+    if request.library is Library.TENSORRT:  # builds for the card at hand, whichever that is
+        yield from ((one,) for one in request.capabilities)
+        return
     unknown = [one for one in request.capabilities if one not in CAPABILITIES]
     if unknown or not request.capabilities:
         known = ", ".join(map(str, CAPABILITIES))
         raise UsageError(f"compute capability {unknown[0] if unknown else 'none'} is not known; choose from {known}")
-    if request.library is Library.TENSORRT:
-        yield from ((one,) for one in request.capabilities)
-        return
     if TURING in request.capabilities:
         yield (TURING,)
     others = tuple(sorted(set(request.capabilities) - {TURING}))

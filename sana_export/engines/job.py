@@ -54,4 +54,5 @@ class BuiltEngine:
     path: Path
     bytes: int
     seconds: float
+    cpu_seconds: float
     peak_memory: int  # bytes of the process that built it; 0 where the system does not say

@@ -52,7 +52,8 @@ def _serve(job: EngineJob, phases: Phases) -> None:
         return
     with job.output.open("xb") as file:
         file.write(engine)
-    _say(event="built", bytes=engine.nbytes, seconds=time.monotonic() - began, peak_memory=_peak_memory())
+    times = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time()}
+    _say(event="built", **times, bytes=engine.nbytes, peak_memory=_peak_memory())
 
 
 def _built(trt: Any, log: Any, job: EngineJob, phases: Phases) -> Any:
