@@ -1,0 +1,189 @@
+"""TensorRT-RTX engines, built without a card and read back: what their plans really do."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import psutil
+import pytest
+from sana_calibration.products import chosen
+from sana_calibration.quantise import quantise
+from sana_runtime.engine_shapes import engine_signature
+from sana_runtime.errors import BackendError
+
+from sana_export.engines.adapt import adapted
+from sana_export.engines.build import build_engine
+from sana_export.engines.job import EngineJob
+from sana_export.engines.narrow import Narrow, narrow
+from sana_export.plan_reader import read_plan
+from sana_export.saving import save_graph
+
+needs_library = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed; pip install sana-export[rtx]"
+)
+AMPERE_ON, TURING, ADA_ON = (86, 89, 120), (75,), (89, 120)
+FORMS = {"int8": quantise, "fp8": lambda model: narrow(model, Narrow.FP8)}
+CASES = [("fp16", AMPERE_ON), ("fp16", TURING), ("int8", AMPERE_ON), ("int8", TURING), ("fp8", ADA_ON)]
+OPERANDS = {"int8": "int8", "fp8": "fp8_e4m3"}
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A transformer of two blocks in several number formats."""
+
+    paths: dict
+    products: frozenset  # that are worth a narrow format
+    signature: object
+
+
+@pytest.fixture(scope="module")
+def graphs(random_model, export, tmp_path_factory):
+    """fp16 as exported, and the forms that are made from it."""
+    part = export(random_model(), "fp16", ("transformer",))["transformer"]
+    paths = {"fp16": part.graph}
+    for name, change in FORMS.items():
+        model = ir.load(part.graph)
+        change(model)
+        paths[name] = tmp_path_factory.mktemp(name) / "transformer.onnx"
+        save_graph(model, paths[name])
+    products = frozenset(product.name for product in chosen(ir.load(part.graph)))
+    return Graphs(paths, products, engine_signature(part.signature))
+
+
+@pytest.fixture(scope="module")
+def job(graphs, tmp_path_factory):
+    """A function that says how an engine is built."""
+
+    def described(form, capabilities, plugin):
+        output = tmp_path_factory.mktemp("engine") / "transformer.engine"
+        profiles = graphs.signature.profiles()
+        return EngineJob("transformer", graphs.paths[form], output, profiles, capabilities, plugin=plugin)
+
+    return described
+
+
+@pytest.fixture(scope="module")
+def plan(job):
+    """A function that builds an engine, once, and reads its plan."""
+
+    @cache
+    def read(form, capabilities, plugin):
+        built = build_engine(job(form, capabilities, plugin))
+        assert built.bytes == built.path.stat().st_size
+        return read_plan(built.path.read_bytes())
+
+    return read
+
+
+@needs_library
+@pytest.mark.parametrize(("form", "capabilities"), CASES)
+def test_with_the_plugin_every_block_has_one_and_fewer_kernels_are_launched(form, capabilities, plan):
+    with_plugin, without = plan(form, capabilities, True), plan(form, capabilities, False)
+    layers = [layer for one in with_plugin.plugins for layer in one.layers]
+    assert layers == [f"blocks.{i}.attention.ReluLinearAttention" for i in range(2)]
+    assert without.plugins == ()
+    assert len(with_plugin.operations) < len(without.operations)
+
+
+@needs_library
+@pytest.mark.parametrize("plugin", [True, False])
+@pytest.mark.parametrize(("form", "capabilities"), CASES)
+def test_every_product_is_computed_as_it_was_chosen(form, capabilities, plugin, plan, graphs):
+    products = plan(form, capabilities, plugin).products
+    narrow_ones = {one for one in products if OPERANDS.get(form) in one.operands}
+    assert all(set(one.operands[:2]) == {OPERANDS[form]} for one in narrow_ones)
+    ends = f".{form}.MatMul"
+    named = {layer.removesuffix(ends) for one in narrow_ones for layer in one.layers if layer.endswith(ends)}
+    assert named == (graphs.products if form in FORMS else set())
+
+
+@needs_library
+def test_an_engine_says_which_cards_it_is_for_and_never_rounds_fp32(plan):
+    for form, capabilities in CASES:
+        for plugin in (True, False):
+            assert plan(form, capabilities, plugin).targets == tuple(f"sm{one}" for one in capabilities)
+            assert not plan(form, capabilities, plugin).tf32
+
+
+@needs_library
+def test_int8_takes_no_more_kernels_than_fp16(plan):
+    for capabilities in (AMPERE_ON, TURING):
+        assert len(plan("int8", capabilities, True).operations) <= len(plan("fp16", capabilities, True).operations) + 1
+
+
+@needs_library
+def test_two_builds_give_the_same_bytes(job):
+    first, second = (build_engine(job("int8", AMPERE_ON, True)).path.read_bytes() for _ in range(2))
+    assert first == second
+
+
+@needs_library
+def test_a_build_that_is_stopped_leaves_no_process_and_no_file(job):
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        if progress.message == "compiling":
+            raise Stop
+
+    stopped = job("fp16", AMPERE_ON, True)
+    before = set(psutil.Process().children())
+    with pytest.raises(Stop):
+        build_engine(stopped, stop)
+    assert set(psutil.Process().children()) == before
+    assert list(stopped.output.parent.iterdir()) == []
+
+
+@needs_library
+def test_progress_grows_and_foretells_an_end(job):
+    seen = []
+    build_engine(job("fp16", TURING, True), seen.append)
+    fractions = [one.fraction for one in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[0] >= 0 and fractions[-1] < 1
+    assert any(one.seconds_left for one in seen)
+
+
+@needs_library
+def test_what_a_card_cannot_compute_is_said_in_one_sentence(job):
+    with pytest.raises(BackendError, match=r"8\.6.*SM86 cannot compute in fp8; leave it out of --sm"):
+        build_engine(job("fp8", (86,), False))
+
+
+@needs_library
+def test_a_graph_that_is_gone_is_said_in_one_sentence(job, tmp_path):
+    gone = replace(job("fp16", (89,), False), graph=tmp_path / "gone.onnx")
+    with pytest.raises(BackendError, match="transformer for compute capability") as raised:
+        build_engine(gone)
+    assert "\n" not in str(raised.value)
+
+
+def test_turings_int8_graph_computes_what_the_portable_one_does(job, graphs):
+    narrowed = graphs.paths["int8"].with_name("turing.onnx")
+    narrowed.write_bytes(adapted(job("int8", TURING, False)))
+    feeds = graphs.signature.example_feeds(batch=2, rows=5, height=3, width=4)
+    portable, turing = (onnxruntime.InferenceSession(path) for path in (graphs.paths["int8"], narrowed))
+    expected, actual = (session.run(None, feeds)[0] for session in (portable, turing))
+    assert 0 < np.abs(actual - expected).max() <= 1e-2 * np.abs(expected).max()
+
+
+def test_other_architectures_get_the_graph_as_it_lies_in_its_file(job):
+    assert adapted(job("int8", AMPERE_ON, True)) is None
+
+
+@pytest.mark.parametrize("form", [Narrow.FP8, Narrow.INT4])
+def test_narrow_forms_stay_near_the_graph_they_were_made_from(form, graphs, tmp_path):
+    model = ir.load(graphs.paths["fp16"])
+    assert narrow(model, form)
+    path = tmp_path / "narrow.onnx"
+    save_graph(model, path)
+    feeds = graphs.signature.example_feeds(batch=1, rows=5, height=3, width=4)
+    sessions = (onnxruntime.InferenceSession(graph) for graph in (graphs.paths["fp16"], path))
+    expected, actual = (session.run(None, feeds)[0] for session in sessions)
+    distance = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+    assert 1e-4 < distance < (0.1 if form is Narrow.FP8 else 0.3)
+    onnx.checker.check_model(path)
