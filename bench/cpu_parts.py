@@ -1,0 +1,196 @@
+"""Time one part on the CPU: diffusers, plain engines on diffusers' graph, and ours, in turn, on the same weights.
+
+    python bench/cpu_parts.py step   [--depth 28] [--size 512] [--threads 2] [--rounds 5] [--only NAME …]
+    python bench/cpu_parts.py decode [--size 512] …
+    python bench/text_encoding.py …                                          the third part has a page of its own
+
+A step is one run of Sana-0.6B's transformer for a prompt of 20 words and its negative, as guidance needs it: diffusers
+pads both to 300 tokens, ours takes the 26 that are there. Weights are random, speed does not depend on them, and the
+answers are compared. `--depth` takes fewer of the 28 blocks. Graphs are made once, in --folder. Writes
+docs/measurements/cpu-step.json and cpu-decode.json.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import limits
+from cpu_race import Contender, Run, race, report
+
+TEXT_DIM, TOKENS, PADDED = 2304, (26, 2), 300  # states of the prompt and of its empty negative, BOS included
+FULL_DEPTH = 28
+TRANSFORMER, AUTOENCODER, OURS, INT8, NAIVE = "diffusers", "autoencoder", "fp32", "int8", "naive"  # folders
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is compared, and where its graphs lie."""
+
+    folder: Path
+    side: int  # of the latent
+    threads: int
+    depth: int = FULL_DEPTH
+
+    def latent(self, batch: int) -> Any:
+        """The same noise for everybody."""
+        return np.random.default_rng(0).standard_normal((batch, 32, self.side, self.side)).astype(np.float32)
+
+    def text(self, rows: int) -> tuple[Any, Any]:
+        """Text states (2, rows, D) and their mask; beyond the tokens there is padding."""
+        states = np.random.default_rng(1).standard_normal((2, PADDED, TEXT_DIM)).astype(np.float32)
+        mask = np.array([[i < count for i in range(rows)] for count in TOKENS])
+        return states[:, :rows], mask
+
+
+def diffusers_step(job: Job, dtype: str) -> Run:
+    """diffusers' own module."""
+    import torch
+    from diffusers import SanaTransformer2DModel
+
+    torch.set_num_threads(job.threads)
+    kind = getattr(torch, dtype)
+    model = SanaTransformer2DModel.from_pretrained(job.folder / TRANSFORMER, torch_dtype=kind).eval()
+    text, mask = (torch.from_numpy(array) for array in job.text(PADDED))
+    feeds = {
+        "hidden_states": torch.from_numpy(job.latent(2)).to(kind),
+        "encoder_hidden_states": text.to(kind),
+        "encoder_attention_mask": mask.to(kind),
+        "timestep": torch.full((2,), 500.0),
+    }
+
+    @torch.no_grad()
+    def run() -> Any:
+        return model(**feeds, return_dict=False)[0].float().numpy()
+
+    return run
+
+
+def naive_step(job: Job, engine: str) -> Run:
+    """diffusers' module as it exports, at this one size, in an engine as it comes."""
+    text, mask = job.text(PADDED)
+    values = (job.latent(2), text, np.full(2, 500.0, np.float32), mask.astype(np.float32))
+    feeds = dict(zip(("sample", "text", "timestep", "mask"), values, strict=True))
+    graph = job.folder / NAIVE / f"{job.side}.onnx"
+    if engine == "onnxruntime":
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads, settings.log_severity_level = job.threads, 3
+        session = onnxruntime.InferenceSession(graph, settings)
+        return lambda: session.run(None, feeds)[0]
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_NUM_THREADS": job.threads})
+    return lambda: compiled(feeds)[0].copy()
+
+
+def our_step(job: Job, part: str, half: bool = False, rows: int = max(TOKENS), engine: str = "cpu") -> Run:
+    """Our transformer part in our session, text keys and values from our caption part."""
+    from sana_runtime.session import Device, SessionOptions, open_session
+    from sana_runtime.signature import Sizes, signatures
+
+    sizes = Sizes(depth=job.depth, dim=limits.DIM, text_dim=TEXT_DIM)
+    known = signatures(sizes)
+    text, mask = job.text(rows)
+    caption = open_session(job.folder / OURS / "caption.onnx", Device.CPU, SessionOptions(threads=job.threads))
+    text_kv = caption.run({"text": text})["text_kv"]
+    options = SessionOptions(half_products=half, threads=job.threads, signature=known["transformer"])
+    session = open_session(job.folder / part / "transformer.onnx", Device(engine), options)
+    feeds = {
+        "latent": job.latent(2),
+        "timestep": np.full(2, 500, np.float32),
+        "text_kv": text_kv,
+        "text_mask": mask,
+    }
+    return lambda: session.run(feeds)["velocity"]
+
+
+def step_contenders(job: Job) -> list[Contender]:
+    """Everybody who computes a step."""
+    ways: dict[str, Callable[[], Run]] = {
+        "diffusers fp32": partial(diffusers_step, job, "float32"),
+        "diffusers bf16": partial(diffusers_step, job, "bfloat16"),
+        "onnxruntime, diffusers' graph": partial(naive_step, job, "onnxruntime"),
+        "openvino, diffusers' graph": partial(naive_step, job, "openvino"),
+        "ours fp32": partial(our_step, job, OURS),
+        "ours bf16": partial(our_step, job, OURS, True),
+        "ours int8": partial(our_step, job, INT8),
+        "ours int8, bf16 between": partial(our_step, job, INT8, True),
+        "ours int8, bf16 between, 300 tokens": partial(our_step, job, INT8, True, PADDED),
+        "ours int8, onnxruntime": partial(our_step, job, INT8, False, max(TOKENS), "onnxruntime"),
+    }
+    alone = limits.contenders(2 * job.side**2, job.depth, job.threads)
+    return [*(Contender(name, load) for name, load in ways.items()), *alone]
+
+
+def diffusers_decode(job: Job, dtype: str) -> Run:
+    """diffusers' own module."""
+    import torch
+    from diffusers import AutoencoderDC
+
+    torch.set_num_threads(job.threads)
+    kind = getattr(torch, dtype)
+    model = AutoencoderDC.from_pretrained(job.folder / AUTOENCODER, torch_dtype=kind).eval()
+    latent = torch.from_numpy(job.latent(1)).to(kind) / model.config.scaling_factor
+
+    @torch.no_grad()
+    def run() -> Any:
+        pixels = model.decode(latent, return_dict=False)[0].float()
+        return ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1).numpy()
+
+    return run
+
+
+def our_decode(job: Job, half: bool, engine: str = "cpu") -> Run:
+    """Our decoder part in our session."""
+    from sana_runtime.session import Device, SessionOptions, open_session
+
+    options = SessionOptions(half_products=half, threads=job.threads)
+    session = open_session(job.folder / OURS / "decoder.onnx", Device(engine), options)
+    feeds = {"latent": job.latent(1)}
+    return lambda: session.run(feeds)["image"]
+
+
+def decode_contenders(job: Job) -> list[Contender]:
+    """Everybody who decodes."""
+    ways = {
+        "diffusers fp32": partial(diffusers_decode, job, "float32"),
+        "diffusers bf16": partial(diffusers_decode, job, "bfloat16"),
+        "ours fp32": partial(our_decode, job, False),
+        "ours bf16": partial(our_decode, job, True),
+        "ours fp32, onnxruntime": partial(our_decode, job, False, "onnxruntime"),
+    }
+    return [Contender(name, load) for name, load in ways.items()]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prepare, race, print and write."""
+    from cpu_graphs import prepare_decode, prepare_step  # imports much, and contenders' processes read this file, too
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part", choices=("step", "decode"))
+    for name, usual in (("--depth", FULL_DEPTH), ("--size", 512), ("--threads", 2), ("--rounds", 5)):
+        parser.add_argument(name, type=int, default=usual)
+    parser.add_argument("--only", nargs="*", help="contenders, by the beginning of their names")
+    parser.add_argument("--folder", type=Path, default=Path("out/bench"))
+    chosen = parser.parse_args(arguments)
+    job = Job(chosen.folder / f"depth{chosen.depth}", chosen.size // 32, chosen.threads, chosen.depth)
+    everybody = {"step": step_contenders, "decode": decode_contenders}[chosen.part](job)
+    racing = [each for each in everybody if not chosen.only or each.name.startswith(tuple(chosen.only))]
+    if chosen.part == "step":
+        prepare_step(job.folder, job.depth, job.side, naive=any("diffusers' graph" in each.name for each in racing))
+    else:
+        prepare_decode(job.folder)
+    facts = {"part": chosen.part, "size": chosen.size, "depth": job.depth, "of_depth": FULL_DEPTH}
+    print(report(f"cpu-{chosen.part}", race(racing, chosen.rounds, job.threads), {**facts, "threads": job.threads}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
