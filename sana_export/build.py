@@ -3,15 +3,15 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
+from sana_calibration.prompts import read_prompts
 from sana_runtime.bundle import Bundle, open_bundle, seal
-from sana_runtime.errors import QualityError
-from sana_runtime.manifest import Defaults, GoldenRecord, Manifest, Part
+from sana_runtime.errors import UsageError
+from sana_runtime.manifest import MANIFEST, Defaults, GoldenRecord, Manifest, Part
 from sana_runtime.names import LICENCES
 from sana_runtime.prompt import PromptRules
 from sana_runtime.publish import publishing
@@ -20,15 +20,17 @@ from sana_runtime.tokenizer import Tokenizer
 
 from sana_export.export import ExportedPart, OnProgress, Progress, export_parts, sizes_of
 from sana_export.origin import Origin, Terms, identity, terms_of
-from sana_export.precision import Precision, dtype_of
-from sana_export.replay import replay
+from sana_export.precision import Precision, dtype_of, scheme_of
+from sana_export.replay import held_to
+from sana_export.steps import BuildStep, OnBuildStep
 
 if TYPE_CHECKING:
     from sana_reference.checkpoint import Checkpoint
 
+    from sana_export.quantising import Int8Settings
     from sana_export.tracing.golden import GoldenPicture
 
-__all__ = ["BuildStep", "build"]
+__all__ = ["BuildStep", "OnBuildStep", "build"]
 
 PRODUCER = f"sana-export {version('sana-export')}"
 
@@ -37,21 +39,8 @@ GOLDEN_SIDE = 8  # latent positions, that is 256 pixels, or what the model was t
 GOLDEN_STEPS = 8
 
 # A bundle whose pictures are farther from the reference's, in decibels, was not exported as it should be.
-LEAST_PSNR = {Precision.FP32: 50.0, Precision.FP16: 20.0, Precision.BF16: 20.0}
-MARGIN = 10.0  # that another backend may be worse than the one the record was first replayed on
-STRICTEST = 80.0
-
-
-@dataclass(frozen=True)
-class BuildStep:
-    """Where a build stands."""
-
-    stage: str
-    fraction: float  # of the whole build
-    message: str
-
-
-OnBuildStep = Callable[[BuildStep], None]
+LEAST_PSNR = {Precision.FP32: 50.0, Precision.FP16: 20.0, Precision.BF16: 20.0, Precision.INT8: 20.0}
+FLOAT_SHARE = 0.75  # of an INT8 build: exporting and checking the float parts that calibration starts from
 
 
 def build(
@@ -60,30 +49,75 @@ def build(
     precision: Precision = Precision.FP32,
     *,
     resume: bool = False,
+    int8: "Int8Settings | None" = None,
     on_step: OnBuildStep = lambda step: None,
 ) -> Bundle:
     """Build the bundle of `model` at `output`; what was there before is replaced only when the new one is whole.
 
-    With `resume`, the parts that an interrupted build of the same checkpoint and precision finished are kept.
+    With `resume`, the parts that an interrupted build of the same checkpoint and precision finished are kept. What
+    calibration for INT8 finds out is always kept, whether or not the build is finished.
     """
+    _check(precision, int8)
     origin = model if isinstance(model, Origin) else Origin(str(model))
     on_step(BuildStep("checkpoint", 0.0, f"reading {origin.model}"))
     checkpoint, terms = _found(origin)
-    rules = PromptRules.derive(Tokenizer(checkpoint.tokenizer))
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with publishing(output) as stage:
         work = _work_folder(output, checkpoint, precision, keep=resume)
-        exported = _exported(checkpoint, precision, rules, work, _scaled(on_step))
-        _copy_files(checkpoint, rules, exported, stage)
-        _write_licences(terms, stage)
-        on_step(BuildStep("golden", 0.8, "painting the golden record with the reference"))
-        manifest = _golden_manifest(checkpoint, _manifest(checkpoint, terms, precision, exported), rules, stage)
-        seal(stage, manifest)
-        on_step(BuildStep("verify", 0.9, "painting it again with the bundle"))
-        seal(stage, _held_to(manifest, stage, LEAST_PSNR[precision]))
+        if precision is Precision.INT8:
+            _write_int8(checkpoint, terms, work, stage, int8, on_step)
+        else:
+            _write_float(checkpoint, terms, precision, work, stage, on_step)
     shutil.rmtree(work)
     on_step(BuildStep("done", 1.0, str(output)))
     return open_bundle(output)
+
+
+def _check(precision: Precision, int8: "Int8Settings | None") -> None:
+    """Refuse what cannot work before an hour is spent on it."""
+    if int8 is None:
+        return
+    if precision is not Precision.INT8:
+        raise UsageError(f"prompts, samples and force have no effect at {precision.value}; choose int8, or omit them")
+    if int8.prompts is not None:
+        read_prompts(int8.prompts)
+
+
+def _write_float(
+    checkpoint: "Checkpoint", terms: Terms, precision: Precision, work: Path, stage: Path, on_step: OnBuildStep
+) -> None:
+    """Export in `work`; pack, check and seal in `stage`, which may be the same folder."""
+    rules = PromptRules.derive(Tokenizer(checkpoint.tokenizer))
+    exported = _exported(checkpoint, precision, rules, work, _scaled(on_step))
+    _copy_files(checkpoint, rules, exported, stage)
+    _write_licences(terms, stage)
+    on_step(BuildStep("golden", 0.8, "painting the golden record with the reference"))
+    manifest = _golden_manifest(checkpoint, _manifest(checkpoint, terms, precision, exported), rules, stage)
+    seal(stage, manifest)
+    on_step(BuildStep("verify", 0.9, "painting it again with the bundle"))
+    seal(stage, held_to(manifest, stage, LEAST_PSNR[precision]))
+
+
+def _write_int8(
+    checkpoint: "Checkpoint",
+    terms: Terms,
+    work: Path,
+    stage: Path,
+    settings: "Int8Settings | None",
+    on_step: OnBuildStep,
+) -> None:
+    """Make a float bundle of `work` itself, unless an interrupted build did, and calibrate it into `stage`."""
+    from sana_export.quantising import Int8Settings, write_int8
+
+    def first(step: BuildStep) -> None:
+        on_step(replace(step, fraction=FLOAT_SHARE * step.fraction))
+
+    def then(step: BuildStep) -> None:
+        on_step(replace(step, fraction=FLOAT_SHARE + (1 - FLOAT_SHARE) * step.fraction))
+
+    if not (work / MANIFEST).is_file():
+        _write_float(checkpoint, terms, Precision.INT8, work, work, first)
+    write_int8(open_bundle(work), stage, settings or Int8Settings(), then)
 
 
 def _found(origin: Origin) -> tuple["Checkpoint", Terms]:
@@ -129,7 +163,8 @@ def _copy_files(checkpoint: "Checkpoint", rules: PromptRules, exported: Sequence
     """Everything of a bundle but the golden record and the manifest."""
     for part in exported:
         for file in part.files:
-            shutil.copyfile(file, stage / file.name)
+            if file.parent != stage:
+                shutil.copyfile(file, stage / file.name)
     shutil.copyfile(checkpoint.tokenizer, stage / "tokenizer.json")
     (stage / "prompt.json").write_text(rules.to_json(), encoding="utf-8")
 
@@ -145,24 +180,22 @@ def _manifest(
 ) -> Manifest:
     """What the bundle says about itself, before its golden record is painted."""
     solver, config = checkpoint.solver, checkpoint.config
-    parts = {
-        part.name: Part(
-            file=part.graph.name,
-            precision=_named(part.dtype).value,
-            scheme=part.dtype,
-            source=terms.sources[part.name],
-            inputs=part.signature.inputs,
-            outputs=part.signature.outputs,
-        )
-        for part in exported
-    }
+    parts = {part.name: _part(part, precision, terms) for part in exported}
     side = config.sample_size * COMPRESSION
     defaults = Defaults(solver.name, solver.steps, solver.guidance, (side, side), solver.shift)
     return Manifest(config.name, PRODUCER, precision.value, defaults, parts, files={})
 
 
-def _named(dtype: str) -> Precision:
-    return {"float32": Precision.FP32, "float16": Precision.FP16, "bfloat16": Precision.BF16}[dtype]
+def _part(part: ExportedPart, precision: Precision, terms: Terms) -> Part:
+    products, scheme = scheme_of(part.name, precision)
+    return Part(
+        file=part.graph.name,
+        precision=products,
+        scheme=scheme,
+        source=terms.sources[part.name],
+        inputs=part.signature.inputs,
+        outputs=part.signature.outputs,
+    )
 
 
 def _golden_manifest(checkpoint: "Checkpoint", manifest: Manifest, rules: PromptRules, stage: Path) -> Manifest:
@@ -196,16 +229,3 @@ def _written(picture: "GoldenPicture", solver: str, stage: Path) -> GoldenRecord
         picture=pixels,
         least_psnr=10.0,  # until it is known what this precision reaches
     )
-
-
-def _held_to(manifest: Manifest, stage: Path, least: float) -> Manifest:
-    """The manifest with the record's thresholds: a little under what the bundle itself reaches here."""
-    replays = list(replay(stage))
-    worst = min(done.psnr for done in replays)
-    if worst < least:
-        raise QualityError(
-            f"the bundle's golden picture is {worst:.1f} dB from the reference's, must be {least:.0f} at "
-            f"{manifest.precision}; nothing was published: choose a higher --precision"
-        )
-    held = float(np.floor(min(STRICTEST, max(least, worst - MARGIN))))
-    return replace(manifest, golden=tuple(replace(record, least_psnr=held) for record in manifest.golden))

@@ -9,7 +9,7 @@ from sana_runtime.errors import UsageError
 from sana_runtime.signature import PARTS, Signature, Sizes, signatures
 
 from sana_export.passes.run import PassReport, run_passes
-from sana_export.precision import Precision, dtype_of, opset_of, text_kv_dtype
+from sana_export.precision import Precision, dtype_of, opset_of, stored_as, text_kv_dtype
 from sana_export.saving import data_file, save_graph
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ def _export_network(
         on_progress(Progress(part, 0.1, "tracing"))
         model = trace(part_module(part, loaded, prefix, sizes.text_kv), signature, opset_of(dtype))
         on_progress(Progress(part, 0.5, "simplifying the graph"))
-        passes = run_passes(model, part)
+        stored = stored_as(part, precision)
+        passes = run_passes(model, part, stored if stored != dtype else None)
         graph = folder / f"{part}.onnx"
 
         def report(share: float, part: str = part) -> None:

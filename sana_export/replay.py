@@ -1,19 +1,21 @@
 """Paint a bundle's golden pictures on this machine and hold them against the reference's."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sana_runtime.bundle import open_bundle
-from sana_runtime.errors import BundleError
-from sana_runtime.manifest import GoldenRecord
+from sana_runtime.errors import BundleError, QualityError
+from sana_runtime.manifest import GoldenRecord, Manifest
 from sana_runtime.pipeline import Pipeline
 
-__all__ = ["Replay", "psnr", "replay", "verify"]
+__all__ = ["Replay", "held_to", "psnr", "replay", "verify"]
 
 IDENTICAL = 99.0  # decibels reported for pictures without any difference
+MARGIN = 10.0  # that another backend may be worse than the one the record was first replayed on
+STRICTEST = 80.0
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,16 @@ def verify(path: Path, device: str = "auto") -> list[Replay]:
                 f"reference's, must be {done.record.least_psnr:.1f}; build the bundle again, or try another --device"
             )
     return replays
+
+
+def held_to(manifest: Manifest, stage: Path, least: float) -> Manifest:
+    """The manifest with the record's thresholds: a little under what the bundle itself reaches here."""
+    replays = list(replay(stage))
+    worst = min(done.psnr for done in replays)
+    if worst < least:
+        raise QualityError(
+            f"the bundle's golden picture is {worst:.1f} dB from the reference's, must be {least:.0f} at "
+            f"{manifest.precision}; nothing was published: choose a higher --precision"
+        )
+    held = float(np.floor(min(STRICTEST, max(least, worst - MARGIN))))
+    return replace(manifest, golden=tuple(replace(record, least_psnr=held) for record in manifest.golden))

@@ -9,5 +9,6 @@ In this order, each step on files or values of the one before:
     smooth           fold the factors into transformer and caption part; float results keep every bit
     trial_graph      the smoothed transformer in float and INT8 at once
     sensitivity      what each layer's rounding does to finished latents; the worst stay float
+    loaded, gate     a bundle's parts, with some replaced; INT8 and float side by side on held-out prompts
     quantise         the products that remain, in INT8 for every engine
 """

@@ -19,6 +19,8 @@ from sana_calibration.painter import Painter
 __all__ = ["Contender", "Evidence", "Limits", "compare", "enforce"]
 
 Decode = Callable[[Latent], NDArray[np.uint8]]  # (1, C, h, w) to (1, H, W, 3)
+Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+SHOWN = 6  # pairs of pictures that are kept, for people to look at
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Evidence:
     latent_cosines: list[float] = field(default_factory=list)
     psnrs: list[float] = field(default_factory=list)
     ssims: list[float] = field(default_factory=list)
+    pictures: list[Pair] = field(default_factory=list)  # the first ones, by the reference and by the candidate
 
     def complaints(self, limits: Limits) -> tuple[str, ...]:
         """One line for each limit that is not kept."""
@@ -83,9 +86,10 @@ def compare(
         actual = candidate.painter.paint(index, candidate.run)
         evidence.latent_cosines.append(cosine(actual, expected))
         if np.isfinite(actual).all():
-            pictures = decode(actual)[0], decode(expected)[0]
+            pictures = decode(expected)[0], decode(actual)[0]
             evidence.psnrs.append(psnr(*pictures))
             evidence.ssims.append(ssim(*pictures))
+            evidence.pictures.extend([pictures][: SHOWN - len(evidence.pictures)])
         else:
             evidence.psnrs.append(-math.inf)
             evidence.ssims.append(-1.0)
@@ -98,7 +102,8 @@ def enforce(evidence: Evidence, limits: Limits) -> None:
     complaints = evidence.complaints(limits)
     if complaints:
         raise QualityError(
-            f"INT8 fails the quality gate: {'; '.join(complaints)}; leave more layers float, or use fp16"
+            f"INT8 fails the quality gate: {'; '.join(complaints)}; choose another --precision, calibrate with more "
+            "--samples, or see what it paints with --force"
         )
 
 

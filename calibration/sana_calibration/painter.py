@@ -15,6 +15,8 @@ from sana_runtime.solver import Latent, Solver
 
 __all__ = ["Model", "Painter", "Plan"]
 
+AHEAD = 8  # prompts that are encoded at once: where memory is short the text encoder and the transformer take turns
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -58,6 +60,7 @@ class Painter:
     def __init__(self, model: Model, plan: Plan) -> None:
         self.model = model
         self.plan = plan
+        self._ahead = range(0)
 
     @cached_property
     def negative(self) -> Condition | None:
@@ -70,6 +73,14 @@ class Painter:
         """The clean latent of the plan's prompt `index`; `run` is given the transformer's feeds."""
         plan = self.plan
         prompt = plan.prompts[index]
+        self._encode_ahead(index)
         request = Request(prompt, plan.negative, plan.size, plan.guidance, plan.seed + index, plan.solver, count=1)
         painting = Painting(run, {"transformer": self.model.signature}, request, on_step=on_step)
         return painting.denoise(self.model.conditioner.prompt(prompt), self.negative)
+
+    def _encode_ahead(self, index: int) -> None:
+        """Let the conditioner remember the next prompts, unless they are those that it was last told of."""
+        if index not in self._ahead:
+            self._ahead = range(index, index + AHEAD)
+            for prompt in self.plan.prompts[index : index + AHEAD]:
+                self.model.conditioner.prompt(prompt)

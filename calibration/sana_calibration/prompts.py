@@ -17,7 +17,7 @@ from sana_runtime.errors import UsageError
 from sana_runtime.prompt import PromptRules, clean
 from sana_runtime.tokenizer import MAX_PROMPT_BYTES, Tokenizer
 
-__all__ = ["PromptSet", "cut_off", "default_prompts", "read_prompts"]
+__all__ = ["PromptSet", "cut_off", "default_prompts", "hold_out", "read_prompts"]
 
 TEMPERATURE = 0.1  # of the draw among an item's captions, as Sana was trained
 
@@ -67,6 +67,17 @@ def read_prompts(file: Path) -> PromptSet:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: cannot be read as UTF-8 text ({error}); check the file") from error
     return _checked(str(file), READERS[file.suffix](str(file), text))
+
+
+def hold_out(prompts: PromptSet, others: PromptSet, held: int, seed: int = 0) -> tuple[PromptSet, PromptSet]:
+    """What to calibrate on, and what to judge by: `held` items of the set itself, or `others` where it has too few."""
+    if len(prompts.items) >= 2 * held:
+        order = np.random.default_rng(seed).permutation(len(prompts.items)).tolist()
+        kept, judged = (tuple(prompts.items[i] for i in sorted(part)) for part in (order[held:], order[:held]))
+        return PromptSet(kept, prompts.findings), PromptSet(judged)
+    seen = {clean(caption.text) for item in prompts.items for caption in item}
+    unseen = tuple(item for item in others.items if not any(clean(caption.text) in seen for caption in item))
+    return prompts, PromptSet(unseen)
 
 
 def cut_off(prompts: Sequence[str], tokenizer: Tokenizer, rules: PromptRules) -> tuple[str, ...]:

@@ -1,8 +1,6 @@
 """Measure what each layer's rounding does to finished latents, and leave in float what does too much."""
 
-import json
 import math
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,10 @@ from sana_runtime.session import Arrays, Session
 from sana_runtime.solver import Latent
 
 from sana_calibration.painter import Painter
+from sana_calibration.remembering import recall, remember
 from sana_calibration.trial_graph import IN_INT8
 
-__all__ = ["Trial", "Verdict", "fall_back", "measure_effects"]
+__all__ = ["Effects", "Trial", "Verdict", "fall_back", "measure_effects"]
 
 Effects = dict[str, float]  # by product: how far finished latents move, relative to their size, when it alone is INT8
 OnMeasured = Callable[[int, int], None]  # told how many of how many measurements are done
@@ -60,11 +59,11 @@ class Trial:
 def measure_effects(trial: Trial, state: Path, on_measured: OnMeasured = lambda done, total: None) -> Effects:
     """The effect of each product alone; those that an earlier, stopped call has measured are read from `state`."""
     key = trial.painter.plan.key(trial.painter.model.sha256, trial.names)
-    effects = _load(state, key)
+    effects: Effects = recall(state, key) or {}
     for name in trial.names:
         if name not in effects:
             effects[name] = trial.error({name})
-            _save(state, key, effects)
+            remember(state, key, effects)
         on_measured(len(effects), len(trial.names))
     return {name: effects[name] for name in trial.names}
 
@@ -81,21 +80,3 @@ def fall_back(trial: Trial, effects: Mapping[str, float], budget: float) -> Verd
         )
         error = trial.error(kept)
     return Verdict(tuple(name for name in trial.names if name in set(kept)), left, error)
-
-
-def _load(state: Path, key: str) -> Effects:
-    try:
-        stored = json.loads(state.read_text(encoding="utf-8"))
-        return {str(name): float(effect) for name, effect in stored["effects"].items()} if stored["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _save(state: Path, key: str, effects: Effects) -> None:
-    partial = state.with_name(f".{state.name}.partial")
-    state.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump({"key": key, "effects": effects}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(state)

@@ -36,20 +36,19 @@ class TokenStatistics:
         """Take in the largest magnitudes (C) of all tokens of a step, and a sample (T, C) of them."""
         np.maximum(self.largest, largest, out=self.largest)
         bins = np.clip(np.searchsorted(EDGES, np.abs(sample), side="right") - 1, 0, None)
-        for row in bins:
-            self.counts[np.arange(len(row)), row] += 1
-        for token in sample:
-            self._keep(token, rng)
+        np.add.at(self.counts, (np.arange(sample.shape[1]), bins), np.uint32(1))
+        self._keep(sample, rng)
 
-    def _keep(self, token: Floats, rng: Generator) -> None:
+    def _keep(self, sample: Floats, rng: Generator) -> None:
         """Reservoir sampling: the n-th token is kept with probability KEPT_TOKENS / n, in the place of another."""
-        self.seen += 1
-        if len(self.kept) < KEPT_TOKENS:
-            self.kept = np.concatenate([self.kept, token[None]])
-            return
-        place = int(rng.integers(self.seen))
-        if place < KEPT_TOKENS:
-            self.kept[place] = token
+        room = KEPT_TOKENS - len(self.kept)
+        self.kept = np.concatenate([self.kept, sample[:room]])
+        first = self.seen + len(sample[:room])
+        self.seen += len(sample)
+        places = rng.integers(np.arange(first, self.seen) + 1)
+        for token, place in zip(sample[room:], places, strict=True):
+            if place < KEPT_TOKENS:
+                self.kept[place] = token
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything, to be stored."""

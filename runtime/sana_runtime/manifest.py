@@ -136,6 +136,7 @@ class Manifest:
     files: Annotated[dict[str, FileEntry], Keys(FILE, 500, REQUIRED_FILES)]
     golden: Annotated[tuple[GoldenRecord, ...], Length(0, 64)] = ()
     preview: PreviewMap | None = None
+    waived: Annotated[tuple[str, ...], Length(0, 100)] = ()  # limits of the quality gate it was published in spite of
     format: Annotated[int, Range(FORMAT, FORMAT)] = FORMAT
 
     @property

@@ -7,10 +7,11 @@ from sana_runtime.errors import BackendError
 
 from sana_export.cli.options import json_option
 from sana_export.cli.progress import Reporter
+from sana_export.steps import FINDING
 
 __all__ = ["command"]
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("int8", "bf16", "fp16", "fp32")
 
 
 @click.command("build")
@@ -22,16 +23,30 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 @click.option("--revision", help="Branch or commit of a Hugging Face id.")
 @click.option("--variant", help="Kind of weight files, such as fp16.")
 @click.option("--resume", is_flag=True, help="Keep the parts that an interrupted build of the same model finished.")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), help="Prompts to calibrate int8 on: a txt, jsonl or csv file."
+)
+@click.option("--samples", type=click.IntRange(min=1), help="How many of them to paint.")
+@click.option("--force", is_flag=True, help="Publish int8 also when it fails the quality gate; the manifest says so.")
 @json_option
 @click.pass_context
 def command(
-    ctx: click.Context, output: Path | None, precision: str, resume: bool, as_json: bool, **origin: str | None
+    ctx: click.Context,
+    output: Path | None,
+    precision: str,
+    resume: bool,
+    as_json: bool,
+    prompts: Path | None,
+    samples: int | None,
+    force: bool,
+    **origin: str | None,
 ) -> None:
     """Make a bundle from MODEL: a diffusers folder, an NVlabs .pth, a Hugging Face id, or `nano`, which is built in."""
     with Reporter(as_json=as_json) as reporter:
         reporter.step("start", 0.0, "starting")
         try:
             from sana_export.build import BuildStep, build
+            from sana_export.quantising import Int8Settings
         except ImportError as error:
             raise BackendError(f"building needs {error.name}; run `pip install 'sana-export[build]'`") from None
         from sana_export.latest import remember_bundle
@@ -42,10 +57,14 @@ def command(
             reporter.note("no MODEL given: building nano, the small model that is built in")
 
         def on_step(step: BuildStep) -> None:
-            reporter.step(step.stage, step.fraction, step.message)
+            if step.stage == FINDING:
+                reporter.note(step.message)
+            else:
+                reporter.step(step.stage, step.fraction, step.message)
 
         target = output or _usual_output(str(origin["model"]), precision)
-        bundle = build(Origin(**origin), target, Precision(precision), resume=resume, on_step=on_step)
+        int8 = Int8Settings(prompts, samples, force) if prompts or samples or force or precision == "int8" else None
+        bundle = build(Origin(**origin), target, Precision(precision), resume=resume, int8=int8, on_step=on_step)
         remember_bundle(target)
         reporter.result(str(target), bundle=str(target), digest=bundle.digest, size=bundle.size)
 

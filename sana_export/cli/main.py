@@ -15,6 +15,7 @@ __all__ = ["main"]
 
 COMMANDS = (
     "build",
+    "calibrate",
     "generate",
     "plan",
     "engine",
@@ -53,6 +54,7 @@ class Commands(click.Group):
 
 SUMMARIES = {
     "build": "Make a bundle from a checkpoint.",
+    "calibrate": "Make an INT8 bundle from an fp32 one.",
     "generate": "Paint pictures from a prompt.",
     "plan": "Say what a build will take, before it starts.",
     "engine": "Build the engines of a bundle, for the cards at hand or for others.",

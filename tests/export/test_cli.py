@@ -53,8 +53,10 @@ def test_help_names_every_command_and_loads_no_heavy_library():
 
 OPTIONS = {
     "build": {
-        "--output", "--precision", "--autoencoder", "--text-encoder", "--revision", "--variant", "--resume", "--json",
+        "--output", "--precision", "--autoencoder", "--text-encoder", "--revision", "--variant", "--resume",
+        "--prompts", "--samples", "--force", "--json",
     },
+    "calibrate": {"--output", "--prompts", "--samples", "--force", "--json"},
     "generate": {
         "--bundle", "--output", "--size", "--steps", "--guidance", "--negative", "--seed", "--solver", "--count",
         "--prompts", "--image", "--strength", "--like", "--preview", "--no-metadata", "--device", "--json",

@@ -1,0 +1,43 @@
+"""`sana-export calibrate`."""
+
+from pathlib import Path
+
+import click
+from sana_runtime.errors import BackendError
+
+from sana_export.cli.options import json_option
+from sana_export.cli.progress import Reporter
+from sana_export.steps import FINDING, BuildStep
+
+__all__ = ["command"]
+
+
+@click.command("calibrate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write; BUNDLE-int8 when left out.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="Prompts to calibrate on: a txt, jsonl or csv file.")
+@click.option("--samples", type=click.IntRange(min=1), help="How many of them to paint.")
+@click.option("--force", is_flag=True, help="Publish also what fails the quality gate; the manifest says so.")
+@json_option
+def command(
+    bundle: Path, output: Path | None, prompts: Path | None, samples: int | None, force: bool, as_json: bool
+) -> None:
+    """Make an INT8 bundle from BUNDLE, which was built with --precision fp32; needs no checkpoint and no torch."""
+    with Reporter(as_json=as_json) as reporter:
+        reporter.step("start", 0.0, "starting")
+        try:
+            from sana_export.quantising import Int8Settings, calibrate
+        except ImportError as error:
+            raise BackendError(f"calibration needs {error.name}; run `pip install 'sana-export[build]'`") from None
+        from sana_export.latest import remember_bundle
+
+        def on_step(step: BuildStep) -> None:
+            if step.stage == FINDING:
+                reporter.note(step.message)
+            else:
+                reporter.step(step.stage, step.fraction, step.message)
+
+        target = output or bundle.resolve().with_name(f"{bundle.resolve().name}-int8")
+        made = calibrate(bundle, target, Int8Settings(prompts, samples, force), on_step)
+        remember_bundle(target)
+        reporter.result(str(target), bundle=str(target), digest=made.digest, size=made.size)

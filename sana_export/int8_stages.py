@@ -1,0 +1,175 @@
+"""The stages between a float bundle and an INT8 one; what each found is kept, and taken from there the next time."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from sana_calibration.choose_factors import Choice, choose_factors
+from sana_calibration.gate import Evidence, compare
+from sana_calibration.loaded import Loaded
+from sana_calibration.quantise import Quantised, quantise
+from sana_calibration.record import RecordProgress, record
+from sana_calibration.recording_graph import write_recording_graph
+from sana_calibration.remembering import recall, remember
+from sana_calibration.sensitivity import Effects, Trial, Verdict, fall_back, measure_effects
+from sana_calibration.smooth import smooth
+from sana_calibration.trial_graph import make_trial_graph
+from sana_runtime.bundle import Bundle
+from sana_runtime.progress import Clock
+from sana_runtime.signature import COMPRESSION
+
+from sana_export.evidence import pack, unpack
+from sana_export.plans import Plans
+from sana_export.saving import data_file, save_graph
+from sana_export.speed import Speed, measure_speed
+from sana_export.steps import time_left
+
+__all__ = ["Calibration", "Places", "Tell"]
+
+Tell = Callable[[str, float, str], None]  # stage, fraction of it, message
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where files go: kept for the next time, gone at the end, and into the new bundle."""
+
+    cache: Path
+    scratch: Path
+    stage: Path
+
+
+class Calibration:
+    """One float bundle on its way to INT8."""
+
+    def __init__(self, bundle: Bundle, plans: Plans, places: Places, tell: Tell) -> None:
+        self._bundle = bundle
+        self._plans = plans
+        self._places = places
+        self._tell = tell
+        self._source = Loaded(bundle)
+        self._key = plans.recording.key(self._source.model.sha256)
+
+    @cached_property
+    def choices(self) -> dict[str, Choice]:
+        """How each product is smoothed, recorded first where that is not known yet."""
+        file, key = self._places.cache / "smoothing.json", self._key
+        found = recall(file, key)
+        if found is None:
+            tokens = self._record()
+            self._tell("smooth", 0.0, "choosing how far each product is smoothed")
+            made = choose_factors(ir.load(self._bundle.graph("transformer")), tokens)
+            found = {name: {**asdict(each), "factors": each.factors.tolist()} for name, each in made.items()}
+            remember(file, key, found)
+        else:
+            self._tell("record", 1.0, f"calibration reused: {len(self._plans.recording.prompts)} prompts")
+        return {
+            name: Choice(**{**each, "factors": np.array(each["factors"], np.float32)}) for name, each in found.items()
+        }
+
+    @property
+    def transformer(self) -> Path:
+        """Where the INT8 transformer is written."""
+        return self._places.stage / "transformer.onnx"
+
+    def write_caption(self) -> None:
+        """The caption part that belongs to the smoothed transformer."""
+        save_graph(self._smoothed()[1], self._places.stage / "caption.onnx")
+
+    def verdict(self, budget: float) -> tuple[Verdict, Effects]:
+        """Which products are INT8 so that finished latents move by no more than `budget`, and what each does alone."""
+        file, key = self._places.cache / "verdict.json", self._hash("verdict", self._plans.trial.key(), budget)
+        found = recall(file, key)
+        if found is None:
+            effects = measure_effects(self._trial, self._places.cache / "effects.json", self._measured)
+            found = {"verdict": asdict(fall_back(self._trial, effects, budget)), "effects": effects}
+            remember(file, key, found)
+        verdict = found["verdict"]
+        return Verdict(tuple(verdict["products"]), verdict["left"], verdict["error"]), found["effects"]
+
+    def write_transformer(self, products: Sequence[str]) -> Quantised:
+        """The INT8 transformer."""
+        transformer, _ = self._smoothed()
+        done = quantise(transformer, products)
+        save_graph(transformer, self.transformer)
+        return done
+
+    def evidence(self, products: Sequence[str]) -> Evidence:
+        """What the INT8 transformer that was written paints, beside the float one."""
+        plan = self._plans.gate
+        file, key = self._places.cache / "gate.json", self._hash("gate", plan.key(), sorted(products))
+        found = recall(file, key)
+        if found is None:
+            graphs = {name: self._places.stage / f"{name}.onnx" for name in ("caption", "transformer")}
+            candidate = Loaded(self._bundle, graphs, key)
+            self._tell("gate", 0.0, f"painting {len(plan.prompts)} held-out prompts, float and INT8")
+            clock = Clock(len(plan.prompts))
+
+            def told(done: int, total: int) -> None:
+                message = f"painted {done} of {total} held-out prompts{time_left(clock.left(done))}"
+                self._tell("gate", done / total, message)
+
+            contenders = self._source.contender(plan), candidate.contender(plan)
+            found = pack(compare(*contenders, self._source.decode, told))
+            remember(file, key, found)
+        return unpack(found)
+
+    def speed(self, products: Sequence[str]) -> Speed:
+        """Float against INT8, measured once."""
+        file, key = self._places.cache / "speed.json", self._hash("speed", sorted(products))
+        found = recall(file, key)
+        if found is None:
+            self._tell("speed", 0.0, "timing the float and the INT8 transformer in turn")
+            height, width = (side // COMPRESSION for side in self._plans.recording.size)
+            signature = self._bundle.manifest.parts["transformer"].signature
+            feeds = signature.example_feeds(batch=2, height=height, width=width)
+            graphs = self._bundle.graph("transformer"), self.transformer
+            found = asdict(measure_speed(*graphs, feeds))
+            remember(file, key, found)
+        return Speed(**{**found, "latent": tuple(found["latent"])})
+
+    def _record(self) -> Mapping[str, Any]:
+        graph = self._places.scratch / "recording.onnx"
+        original = self._bundle.graph("transformer")
+        for file in (original, data_file(original)):
+            shutil.copyfile(file, self._places.scratch / file.name)
+        channels = write_recording_graph(self._places.scratch / original.name, graph)
+        loaded = Loaded(self._bundle, {"transformer": graph})
+        painter = loaded.contender(self._plans.recording).painter
+        prompts = len(self._plans.recording.prompts)
+        self._tell("record", 0.0, f"recording {prompts} prompts")
+
+        def told(progress: RecordProgress) -> None:
+            message = f"recorded {progress.done} of {progress.total} steps{time_left(progress.seconds_left)}"
+            self._tell("record", progress.done / progress.total, message)
+
+        return record(loaded.transformer, channels, painter, self._places.cache / "recording.npz", told).tokens
+
+    @cached_property
+    def _trial(self) -> Trial:
+        self._tell("sensitivity", 0.0, "preparing a graph that computes every product both ways")
+        transformer, _ = self._smoothed()
+        names = make_trial_graph(transformer)
+        graph = self._places.scratch / "trial.onnx"
+        save_graph(transformer, graph)
+        graphs = {"caption": self._places.stage / "caption.onnx", "transformer": graph}
+        loaded = Loaded(self._bundle, graphs, self._hash("trial"))
+        return Trial(loaded.transformer, names, loaded.contender(self._plans.trial).painter)
+
+    def _measured(self, done: int, total: int) -> None:
+        self._tell("sensitivity", done / total, f"tried {done} of {total} products alone in INT8")
+
+    def _smoothed(self) -> tuple[ir.Model, ir.Model]:
+        transformer, caption = (ir.load(self._bundle.graph(part)) for part in ("transformer", "caption"))
+        smooth(transformer, caption, {name: choice.factors for name, choice in self.choices.items()})
+        return transformer, caption
+
+    def _hash(self, *what: object) -> str:
+        """A key that holds for one smoothing of one model only."""
+        factors = {name: choice.factors.tolist() for name, choice in self.choices.items()}
+        return hashlib.sha256(repr((self._key, factors, what)).encode()).hexdigest()

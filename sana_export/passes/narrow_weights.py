@@ -1,0 +1,54 @@
+"""Store weights as 16-bit floats and widen them where they are read: half the bytes, and engines compute in fp32."""
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+__all__ = ["narrow_weights"]
+
+SMALLEST = 1024  # numbers; less is no saving
+HALF_LIMIT = 65504.0
+
+
+def narrow_weights(model: ir.Model, dtype: ir.DataType) -> int:
+    """Store every large fp32 weight as `dtype`; float16 that would overflow as bfloat16."""
+    first = model.graph[0]
+    wide = [value for value in model.graph.initializers.values() if _is_large(value)]
+    for value in wide:
+        _narrow(model.graph, value, _fitting(value, dtype), first)
+    return len(wide)
+
+
+def _is_large(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and tensor.size >= SMALLEST
+
+
+def _fitting(value: ir.Value, dtype: ir.DataType) -> ir.DataType:
+    if dtype != ir.DataType.FLOAT16:
+        return dtype
+    array = _array(value.const_value)
+    return dtype if max(array.max(), -array.min()) <= HALF_LIMIT else ir.DataType.BFLOAT16
+
+
+def _narrow(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, first: ir.Node) -> None:
+    original = value.const_value
+    assert original is not None
+    widened = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{value.name}.widen")
+    output = widened.outputs[0]
+    output.name, output.type, output.shape = f"{value.name}.wide", ir.TensorType(ir.DataType.FLOAT), value.shape
+    for reader, place in list(value.uses()):
+        if reader is not widened:
+            reader.replace_input_with(place, output)
+    graph.insert_before(first, widened)
+
+    def narrowed() -> ir.TensorProtocol:
+        return ir.Tensor(_array(original).astype(dtype.numpy()), dtype=dtype, name=value.name)
+
+    value.const_value = ir.LazyTensor(narrowed, dtype=dtype, shape=ir.Shape(original.shape), name=str(value.name))
+    value.type = ir.TensorType(dtype)
+
+
+def _array(tensor: ir.TensorProtocol | None) -> NDArray[np.float32]:
+    assert tensor is not None
+    return np.asarray(tensor.numpy())

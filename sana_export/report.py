@@ -1,0 +1,158 @@
+"""The report of a calibration: one value that is written as JSON, and shown as a page."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from sana_calibration.gate import Limits
+from sana_calibration.quantise import SCHEME
+from sana_runtime.manifest import Manifest
+
+from sana_export.evidence import png
+from sana_export.findings import Findings
+from sana_export.report_page import page
+
+__all__ = ["report", "write_report"]
+
+IDENTICAL = 99.0  # decibels that stand for equal pictures, which have infinitely many
+LOUDER = 8  # times that differences are shown
+
+
+def write_report(findings: Findings, folder: Path) -> None:
+    """Write report.json and report.html."""
+    told = report(findings)
+    text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(page(told, _pictures(findings)), encoding="utf-8")
+
+
+def report(findings: Findings) -> dict[str, Any]:
+    """Everything but the pictures, in JSON's types."""
+    manifest, outcome = findings.bundle.manifest, findings.outcome
+    return {
+        "format": 1,
+        "model": manifest.model,
+        "producer": manifest.producer,
+        "scheme": SCHEME if findings.shipped else "float32",
+        "shipped_as_int8": findings.shipped,
+        "int8_share": round(outcome.quantised.share, 6) if findings.shipped else 0.0,
+        "latents_moved_by": _number(outcome.verdict.error),
+        "gate": _gate(findings),
+        "calibration": _calibration(findings),
+        "size": {"float_16_bit_bytes": findings.float_bytes, "int8_bytes": findings.int8_bytes},
+        "speed": _speed(findings),
+        "parts": _parts(manifest, findings),
+        "products": _products(findings),
+    }
+
+
+def _gate(findings: Findings) -> dict[str, Any]:
+    evidence, plan, limits = findings.outcome.evidence, findings.plans.gate, Limits()
+    rows = zip(plan.prompts, evidence.psnrs, evidence.ssims, evidence.latent_cosines, strict=True)
+    return {
+        "passed": not findings.complaints,
+        "complaints": list(findings.complaints),
+        "limits": vars(limits),
+        "median_psnr": _decibels(median(evidence.psnrs)),
+        "median_ssim": _number(median(evidence.ssims)),
+        "median_latent_cosine": _number(median(evidence.latent_cosines)),
+        "velocity_errors": [
+            {"timestep": timestep, "median": _number(median(errors)), "worst": _number(max(errors))}
+            for timestep, errors in evidence.velocity_errors.items()
+        ],
+        "pictures": [
+            {"prompt": prompt, "seed": plan.seed + i, "psnr": _decibels(a), "ssim": _number(b), "cosine": _number(c)}
+            for i, (prompt, a, b, c) in enumerate(rows)
+        ],
+    }
+
+
+def _calibration(findings: Findings) -> dict[str, Any]:
+    plans = findings.plans
+    plan = plans.recording
+    return {
+        "prompts": list(plan.prompts),
+        "prompt_set_sha256": plans.prompts.sha256,
+        "findings": list(plans.findings),
+        "solver": plan.solver.name,
+        "timesteps": [float(timestep) for timestep in plan.solver.timesteps],
+        "guidance": plan.guidance.scale,
+        "branches": 2 if plan.guidance.scale > 1 else 1,
+        "size": list(plan.size),
+        "sensitivity": {
+            "prompts": len(plans.trial.prompts),
+            "steps": len(plans.trial.solver.timesteps),
+            "size": list(plans.trial.size),
+        },
+    }
+
+
+def _speed(findings: Findings) -> dict[str, Any]:
+    speed = findings.speed
+    return {**vars(speed), "latent": list(speed.latent), "ratio": round(speed.ratio, 3), "verdict": _verdict(findings)}
+
+
+def _verdict(findings: Findings) -> str:
+    """What size and speed say, in a sentence."""
+    speed, smaller = findings.speed.ratio, findings.float_bytes / findings.int8_bytes
+    told = (
+        f"INT8 takes {findings.speed.int8_ms:.3g} ms a step, float {findings.speed.float_ms:.3g} ms "
+        f"({speed:.2f} times as fast), and {1 / smaller:.0%} of the bytes of 16-bit floats"
+    )
+    return told + (": shipped as INT8" if findings.shipped else ": not worth it, so the transformer stays float")
+
+
+def _parts(manifest: Manifest, findings: Findings) -> list[dict[str, Any]]:
+    """Every part, with the exact name of how it computes."""
+    return [
+        {
+            "part": name,
+            "scheme": SCHEME if name == "transformer" and findings.shipped else part.scheme,
+            "kept_float": findings.kept_float if name == "transformer" else {},
+        }
+        for name, part in manifest.parts.items()
+    ]
+
+
+def _products(findings: Findings) -> list[dict[str, Any]]:
+    """Every product that INT8 was tried for, in the graph's order."""
+    outcome = findings.outcome
+    return [_product(findings, name, effect) for name, effect in outcome.effects.items()]
+
+
+def _product(findings: Findings, name: str, effect: float) -> dict[str, Any]:
+    choice = findings.choices.get(name)
+    smoothing = {
+        "rounding_error_plain": _number(choice.plain_error) if choice else None,
+        "rounding_error": _number(choice.error) if choice else None,
+        "smoothing": f"{choice.observer}, alpha {choice.alpha:g}" if choice and choice.alpha else "none",
+    }
+    kept = findings.kept_float.get(name, "")
+    return {"product": name, "int8": not kept, "effect": _number(effect), **smoothing, "why_float": kept}
+
+
+def _pictures(findings: Findings) -> list[tuple[str, str, str]]:
+    """Float, INT8 and their difference, as PNG in base64."""
+    return [(png(first), png(second), png(_difference(first, second))) for first, second in _pairs(findings)]
+
+
+def _pairs(findings: Findings) -> Iterable[tuple[Any, Any]]:
+    return findings.outcome.evidence.pictures
+
+
+def _difference(first: Any, second: Any) -> Any:
+    apart = np.abs(first.astype(np.int16) - second) * LOUDER
+    return np.clip(apart, 0, 255).astype(np.uint8)
+
+
+def _number(value: float) -> float | None:
+    """Six significant digits; None for what is not finite, which JSON cannot say."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _decibels(value: float) -> float | None:
+    return _number(min(value, IDENTICAL))
