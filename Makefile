@@ -26,8 +26,7 @@ tests: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
 
 gpu: .venv/.dev
-	$(BIN)/pytest -m gpu
-	$(BIN)/python bench/gpu_kernels.py
+	$(BIN)/python bench/gpu_suite.py
 
 clean:
 	rm -rf .venv out build dist *.egg-info
