@@ -1,5 +1,6 @@
 """One painting, from conditions to pixels: the solver's loop over the transformer, then the decoder."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from sana_runtime.request import Request
 from sana_runtime.session import Interrupted
 from sana_runtime.signature import COMPRESSION, Signature
 from sana_runtime.solver import Latent, walk
+from sana_runtime.soundness import EmptyPictureWarning, suspicion
 from sana_runtime.tiling import decode_tiled
 
 __all__ = ["Painting"]
@@ -69,6 +71,10 @@ class Painting:
         clock = Clock(len(latent))
         for index, single in enumerate(np.split(latent, len(latent))):
             pictures.append(self._decode_one(single))
+            if doubt := suspicion(pictures[-1]):
+                warnings.warn(
+                    f"picture {index + 1} {doubt}; try another seed, or --device", EmptyPictureWarning, stacklevel=2
+                )
             self.report(StepEvent("decode", index + 1, len(latent), clock.left(index + 1), single, self.preview))
         return np.concatenate(pictures)
 

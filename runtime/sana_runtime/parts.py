@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from sana_runtime.errors import MemoryLimitError
 from sana_runtime.session import Arrays, Interrupted, Session
+from sana_runtime.soundness import refuse_unsound
 
 __all__ = ["Parts"]
 
@@ -57,9 +58,11 @@ class Parts:
         try:
             if self._cancelled.is_set():
                 raise Interrupted("the painting was cancelled")
-            return session.run(feeds)
+            outputs = session.run(feeds)
         finally:
             self._running = None
+        refuse_unsound(name, outputs)
+        return outputs
 
     def _session(self, name: str) -> Session:
         if name not in self._loaded:

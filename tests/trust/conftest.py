@@ -30,6 +30,7 @@ def _other_conftest(folder: str) -> Any:
 
 
 sealed_bundle = _other_conftest("runtime").sealed_bundle
+built = _other_conftest("export").built
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
