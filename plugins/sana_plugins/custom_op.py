@@ -7,7 +7,7 @@ and in every other engine, the body stands in: a function that travels inside th
 import onnx
 from onnx import FunctionProto, ModelProto, helper, parser
 
-__all__ = ["ATTRIBUTES", "DOMAIN", "NAME", "VERSION", "attach", "body", "turing_body"]
+__all__ = ["ATTRIBUTES", "DOMAIN", "NAME", "VERSION", "attach", "body", "split", "turing_body"]
 
 DOMAIN = "sana"
 NAME = "ReluLinearAttention"
@@ -103,6 +103,29 @@ def attach(model: ModelProto, function: FunctionProto) -> ModelProto:
     if DOMAIN not in (entry.domain for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     return model
+
+
+def split(model: ModelProto) -> int:
+    """Write each operator of `model` as the two that TensorRT can compile into a plan; how many there were.
+
+    `SumKeyValues` (k, v → state) and `ApplyQueries` (q, state → out) have no body: only TensorRT runs such a model.
+    """
+    nodes, found = [], 0
+    for node in model.graph.node:
+        if (node.domain, node.op_type) != (DOMAIN, NAME):
+            nodes.append(node)
+            continue
+        q, k, v = node.input
+        state, found = f"{node.output[0]}.state", found + 1
+        for kind, inputs, output in (("SumKeyValues", [k, v], state), ("ApplyQueries", [q, state], node.output[0])):
+            name = f"{node.name}.{kind}"
+            nodes.append(helper.make_node(kind, inputs, [output], name=name, domain=DOMAIN, **ATTRIBUTES))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    kept = [held for held in model.functions if (held.domain, held.name) != (DOMAIN, NAME)]
+    del model.functions[:]
+    model.functions.extend(kept)
+    return found
 
 
 def _parsed(operations: str, opset: int) -> FunctionProto:

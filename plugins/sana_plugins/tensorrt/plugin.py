@@ -4,6 +4,7 @@ TensorRT-RTX documents no plugins, but its parser takes those of this kind; the 
 the way without them.
 """
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,9 +153,7 @@ def _name_the_library(trt: Any) -> None:
     """
     if trt.__name__ != "tensorrt_rtx" or not sys.platform.startswith("linux"):
         return
-    import tensorrt_rtx_libs
-
-    folder = Path(tensorrt_rtx_libs.__path__[0])
+    folder = Path(importlib.import_module("tensorrt_rtx_libs").__path__[0])
     wanted, present = folder / "libtensorrt_rtx.so", folder / "libtensorrt_rtx.so.1"
     if wanted.exists() or not present.exists():
         return
