@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 INPUTS := pyproject.toml setup.py constraints.txt
 
-.PHONY: demo test lint types tests gpu clean
+.PHONY: demo test lint types tests gpu install-check clean
 
 demo: .venv/.build
-	$(BIN)/sana-export build --precision bf16 --output out/nano
+	$(BIN)/sana-export build --output out/nano
 	$(BIN)/sana-export generate "a red circle above a blue square" --bundle out/nano --output out/demo.png
 
 test: lint types tests
@@ -27,6 +27,10 @@ tests: .venv/.dev
 
 gpu: .venv/.dev
 	$(BIN)/python bench/gpu_suite.py
+
+install-check: .venv/.build
+	$(BIN)/sana-export build --output out/install-check
+	$(BIN)/python tests/install_check.py out/install-check
 
 clean:
 	rm -rf .venv out build dist *.egg-info
