@@ -54,6 +54,7 @@ class Calibration:
         self._tell = tell
         self._source = Loaded(bundle)
         self._key = plans.recording.key(self._source.model.sha256)
+        self._tried: Loaded | None = None
 
     @cached_property
     def choices(self) -> dict[str, Choice]:
@@ -83,7 +84,7 @@ class Calibration:
 
     def verdict(self, budget: float) -> tuple[Verdict, Effects]:
         """Which products are INT8 so that finished latents move by no more than `budget`, and what each does alone."""
-        file, key = self._places.cache / "verdict.json", self._hash("verdict", self._plans.trial.key(), budget)
+        file, key = self._kept("verdict", self._plans.trial.key(), budget)
         found = recall(file, key)
         if found is None:
             effects = measure_effects(self._trial, self._places.cache / "effects.json", self._measured)
@@ -102,9 +103,10 @@ class Calibration:
     def evidence(self, products: Sequence[str]) -> Evidence:
         """What the INT8 transformer that was written paints, beside the float one."""
         plan = self._plans.gate
-        file, key = self._places.cache / "gate.json", self._hash("gate", plan.key(), sorted(products))
+        file, key = self._kept("gate", plan.key(), sorted(products))
         found = recall(file, key)
         if found is None:
+            self._unload(self._tried)
             graphs = {name: self._places.stage / f"{name}.onnx" for name in ("caption", "transformer")}
             candidate = Loaded(self._bundle, graphs, key)
             self._tell("gate", 0.0, f"painting {len(plan.prompts)} held-out prompts, float and INT8")
@@ -121,9 +123,10 @@ class Calibration:
 
     def speed(self, products: Sequence[str]) -> Speed:
         """Float against INT8, measured once."""
-        file, key = self._places.cache / "speed.json", self._hash("speed", sorted(products))
+        file, key = self._kept("speed", sorted(products))
         found = recall(file, key)
         if found is None:
+            self._unload(self._source)
             self._tell("speed", 0.0, "timing the float and the INT8 transformer in turn")
             height, width = (side // COMPRESSION for side in self._plans.recording.size)
             signature = self._bundle.manifest.parts["transformer"].signature
@@ -159,6 +162,7 @@ class Calibration:
         save_graph(transformer, graph)
         graphs = {"caption": self._places.stage / "caption.onnx", "transformer": graph}
         loaded = Loaded(self._bundle, graphs, self._hash("trial"))
+        self._tried = loaded
         return Trial(loaded.transformer, names, loaded.contender(self._plans.trial).painter)
 
     def _measured(self, done: int, total: int) -> None:
@@ -168,6 +172,16 @@ class Calibration:
         transformer, caption = (ir.load(self._bundle.graph(part)) for part in ("transformer", "caption"))
         smooth(transformer, caption, {name: choice.factors for name, choice in self.choices.items()})
         return transformer, caption
+
+    def _unload(self, loaded: Loaded | None) -> None:
+        """Make room; what is needed again is loaded again."""
+        if loaded is not None:
+            loaded.parts.drop(keep=None)
+
+    def _kept(self, what: str, *context: object) -> tuple[Path, str]:
+        """The file of a result, and the key that it is kept under."""
+        key = self._hash(what, *context)
+        return self._places.cache / f"{what}-{key[:8]}.json", key
 
     def _hash(self, *what: object) -> str:
         """A key that holds for one smoothing of one model only."""

@@ -19,7 +19,7 @@ from sana_export.findings import Findings, Outcome
 from sana_export.int8_stages import Calibration, Places
 from sana_export.plans import Plans, make_plans
 from sana_export.replay import held_to
-from sana_export.report import write_report
+from sana_export.report import verdict_of, write_report
 from sana_export.saving import data_file
 from sana_export.steps import FINDING, BuildStep, OnBuildStep
 
@@ -65,15 +65,20 @@ def write_int8(bundle: Bundle, stage: Path, settings: Int8Settings, on_step: OnB
     for finding in plans.findings:
         on_step(BuildStep(FINDING, 0.0, finding))
 
+    furthest = 0.0
+
     def tell(stage: str, fraction: float, message: str) -> None:
+        nonlocal furthest  # a further round of the gate is no step back
         first, last = SHARES.get(stage, LATER)
-        on_step(BuildStep(stage, first + (last - first) * fraction, message))
+        furthest = max(furthest, first + (last - first) * fraction)
+        on_step(BuildStep(stage, furthest, message))
 
     with _cache(plans.recording.key(source_key(bundle))) as cache, _scratch(stage) as scratch:
         calibration = Calibration(bundle, plans, Places(cache, scratch, stage), tell)
         findings = _find(calibration, bundle, plans, settings)
     tell("verify", 0.5, "painting the golden pictures with the INT8 bundle")
     _finish(findings, stage)
+    on_step(BuildStep(FINDING, furthest, f"{verdict_of(findings)}; see report.html in the bundle"))
 
 
 def _refuse(bundle: Bundle) -> None:

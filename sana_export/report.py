@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sana_calibration.gate import Limits
 from sana_calibration.quantise import SCHEME
 from sana_runtime.manifest import Manifest
@@ -16,10 +16,12 @@ from sana_export.evidence import png
 from sana_export.findings import Findings
 from sana_export.report_page import page
 
-__all__ = ["report", "write_report"]
+__all__ = ["report", "verdict_of", "write_report"]
 
 IDENTICAL = 99.0  # decibels that stand for equal pictures, which have infinitely many
 LOUDER = 8  # times that differences are shown
+
+Pixels = NDArray[np.uint8]
 
 
 def write_report(findings: Findings, folder: Path) -> None:
@@ -93,10 +95,15 @@ def _calibration(findings: Findings) -> dict[str, Any]:
 
 def _speed(findings: Findings) -> dict[str, Any]:
     speed = findings.speed
-    return {**vars(speed), "latent": list(speed.latent), "ratio": round(speed.ratio, 3), "verdict": _verdict(findings)}
+    return {
+        **vars(speed),
+        "latent": list(speed.latent),
+        "ratio": round(speed.ratio, 3),
+        "verdict": verdict_of(findings),
+    }
 
 
-def _verdict(findings: Findings) -> str:
+def verdict_of(findings: Findings) -> str:
     """What size and speed say, in a sentence."""
     speed, smaller = findings.speed.ratio, findings.float_bytes / findings.int8_bytes
     told = (
@@ -137,14 +144,11 @@ def _product(findings: Findings, name: str, effect: float) -> dict[str, Any]:
 
 def _pictures(findings: Findings) -> list[tuple[str, str, str]]:
     """Float, INT8 and their difference, as PNG in base64."""
-    return [(png(first), png(second), png(_difference(first, second))) for first, second in _pairs(findings)]
+    pairs = findings.outcome.evidence.pictures
+    return [(png(first), png(second), png(_difference(first, second))) for first, second in pairs]
 
 
-def _pairs(findings: Findings) -> Iterable[tuple[Any, Any]]:
-    return findings.outcome.evidence.pictures
-
-
-def _difference(first: Any, second: Any) -> Any:
+def _difference(first: Pixels, second: Pixels) -> Pixels:
     apart = np.abs(first.astype(np.int16) - second) * LOUDER
     return np.clip(apart, 0, 255).astype(np.uint8)
 
