@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,7 +153,7 @@ def _work_folder(output: Path, checkpoint: "Checkpoint", precision: Precision, *
     """Where finished parts wait until the bundle is whole; its name says what they were made from."""
     key = hashlib.sha256(f"{identity(checkpoint)} {precision.value}".encode()).hexdigest()[:12]
     folder = output.with_name(f".{output.name}.parts-{key}")
-    for old in output.absolute().parent.glob(f".{output.name}.parts-*"):
+    for old in output.absolute().parent.glob(f".{escape(output.name)}.parts-*"):
         if not keep or old.name != folder.name:
             shutil.rmtree(old)
     folder.mkdir(parents=True, exist_ok=True)
