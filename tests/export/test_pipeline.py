@@ -56,6 +56,14 @@ def test_both_engines_paint_the_same_picture(built, expected):
         assert psnr(other.generate("a red circle", steps=STEPS, seed=1).pixels, expected) >= 50
 
 
+@pytest.mark.parametrize("words", [0, 1, 12, 400])
+def test_a_prompt_of_any_length_gives_the_same_picture_on_both_engines(built, painter, words):
+    prompt = " ".join(["red"] * words)  # 400 are more than the model reads
+    with Pipeline.open(built("sana").path, device="onnxruntime") as other:
+        theirs = other.generate(prompt, steps=2, seed=1).pixels
+    assert psnr(painter.generate(prompt, steps=2, seed=1).pixels, theirs) >= 50
+
+
 def test_each_part_may_have_its_own_device(built, expected):
     with Pipeline.open(built("sana").path, device={"decoder": "onnxruntime", "transformer": "cpu"}) as mixed:
         picture = mixed.generate("a red circle", steps=STEPS, seed=1)
@@ -90,31 +98,80 @@ def test_guidance_outside_its_interval_is_not_computed(painter):
     assert (inside != none).any()
 
 
-def test_a_hundred_interruptions_of_every_kind_leave_the_pipeline_whole(painter, expected):
-    class OwnError(Exception):
-        pass
+KINDS = ("stop", "raise", "cancel", "short", "stop", "raise", "cancel", "raise", "cancel", "starved")
 
-    rng = np.random.default_rng(0)
-    process = psutil.Process()
-    memory = []
-    for round_number in range(100):
-        when, kind = int(rng.integers(0, STEPS + 1)), round_number % 3
 
-        def on_step(step, when=when, kind=kind):
-            if step.stage == "decode" or (step.index if step.stage == "paint" else 0) < when:
-                return None
-            if kind == 0:
-                return True
-            if kind == 1:
-                raise OwnError
-            painter.cancel()
+class OwnError(Exception):
+    """What a caller's own function raises."""
+
+
+class Failing:
+    """A session that runs out of memory after a number of calls: once, or from then on."""
+
+    calls_left, once = -1, True
+
+    def __init__(self, session):
+        self.session = session
+
+    def run(self, feeds):
+        if Failing.calls_left == 0:
+            Failing.calls_left = -1 if Failing.once else 0
+            raise MemoryLimitError("not enough memory")
+        Failing.calls_left -= Failing.calls_left > 0
+        return self.session.run(feeds)
+
+    def interrupt(self):
+        self.session.interrupt()
+
+
+def stopped(pipeline, kind, when):
+    """Paint, and be stopped at step `when` by the callback's answer, by its error, or by a cancellation."""
+
+    def on_step(step):
+        if step.stage == "decode" or (step.index if step.stage == "paint" else 0) < when:
             return None
+        if kind == "raise":
+            raise OwnError
+        if kind == "cancel":
+            pipeline.cancel()
+        return kind == "stop"
 
-        with pytest.raises(OwnError if kind == 1 else Interrupted):
-            painter.generate("a red circle", steps=STEPS, seed=3, on_step=on_step)
-        memory.append(process.memory_info().rss)
-    np.testing.assert_array_equal(painter.generate("a red circle", steps=STEPS, seed=1).pixels, expected)
-    assert memory[-1] <= 1.05 * memory[10]
+    with pytest.raises(OwnError if kind == "raise" else Interrupted):
+        pipeline.generate("a red circle", steps=STEPS, seed=3, on_step=on_step)
+
+
+def starved(pipeline, when, expected, *, once):
+    """Paint with too little memory for the call `when` of the transformer: just then, or from then on."""
+    Failing.calls_left, Failing.once = when, once
+    if once:
+        np.testing.assert_array_equal(pipeline.generate("a red circle", steps=STEPS, seed=1).pixels, expected)
+    else:
+        with pytest.raises(MemoryLimitError):
+            pipeline.generate("a red circle", steps=STEPS, seed=1)
+    Failing.calls_left = -1
+
+
+def test_a_hundred_failures_of_every_kind_leave_the_pipeline_whole(monkeypatch, built, expected):
+    real = pipeline_module.open_session
+
+    def opened(graph, device, options):
+        session = real(graph, device, options)
+        return Failing(session) if graph.stem == "transformer" else session
+
+    monkeypatch.setattr(pipeline_module, "open_session", opened)
+    rng, process, memory = np.random.default_rng(0), psutil.Process(), []
+    with Pipeline.open(built("sana").path) as pipeline:
+        for round_number in range(100):
+            kind = KINDS[round_number % len(KINDS)]
+            if kind in ("stop", "raise", "cancel"):
+                stopped(pipeline, kind, int(rng.integers(0, STEPS + 1)))
+            else:
+                starved(pipeline, int(rng.integers(0, STEPS)), expected, once=kind == "short")
+            if round_number % 3 == 0:
+                again = pipeline.generate("a red circle", steps=STEPS, seed=1)
+                np.testing.assert_array_equal(again.pixels, expected)
+            memory.append(process.memory_info().rss)
+    assert max(memory[-10:]) <= 1.05 * max(memory[10:20])
 
 
 def test_a_cancellation_from_another_thread_stops_within_a_step(painter, expected):
