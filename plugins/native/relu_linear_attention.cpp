@@ -164,6 +164,20 @@ int32_t start(Program const& program, int32_t gridX, int32_t gridY, void* const 
     return status == kSuccess ? 0 : refuse("the CUDA driver does not start a kernel, status " + std::to_string(status));
 }
 
+// What the first input's dimensions tell: q is (batch, tokens, heads, 32), a packed tensor (batch, tokens, 3 · heads · 32).
+struct Sizes {
+    bool packed, known;
+    int32_t tokens, heads, pairs, row;
+
+    explicit Sizes(Dims const& dims)
+        : packed(dims.nbDims == 3),
+          known(packed || dims.d[3] == kHeadDim),
+          tokens(static_cast<int32_t>(dims.d[1])),
+          heads(static_cast<int32_t>(packed ? dims.d[2] / (3 * kHeadDim) : dims.d[2])),
+          pairs(static_cast<int32_t>(dims.d[0]) * heads),
+          row(heads * kHeadDim) {}
+};
+
 class Attention final : public IPluginV3, public IPluginV3OneCore, public IPluginV3OneBuild, public IPluginV3OneRuntime {
 public:
     explicit Attention(int32_t elementType) : mElementType(elementType) {}
@@ -188,17 +202,22 @@ public:
         return 0;
     }
 
-    int32_t getOutputShapes(DimsExprs const* inputs, int32_t, DimsExprs const*, int32_t, DimsExprs* outputs, int32_t,
-                            IExprBuilder&) noexcept override {
+    int32_t getOutputShapes(DimsExprs const* inputs, int32_t count, DimsExprs const*, int32_t, DimsExprs* outputs, int32_t,
+                            IExprBuilder& builder) noexcept override {
         outputs[0] = inputs[0];
+        if (count == 1)
+            outputs[0].d[2] = builder.operation(DimensionOperation::kFLOOR_DIV, *inputs[0].d[2], *builder.constant(3));
         return 0;
     }
 
-    bool supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors, int32_t,
+    bool supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors, int32_t count,
                                    int32_t) noexcept override {
         PluginTensorDesc const &here = tensors[position].desc, &first = tensors[0].desc;
-        bool const width = here.dims.nbDims == 4 && (here.dims.d[3] == kHeadDim || here.dims.d[3] == -1);
-        return here.format == TensorFormat::kLINEAR && here.type == first.type && elementName(here.type) && width;
+        bool const packed = count == 1;
+        int64_t const last = here.dims.d[packed ? 2 : 3], multiple = (packed && position == 0 ? 3 : 1) * kHeadDim;
+        bool const width = last == -1 || (packed ? last % multiple == 0 : last == kHeadDim);
+        return here.format == TensorFormat::kLINEAR && here.type == first.type && elementName(here.type) &&
+               here.dims.nbDims == (packed ? 3 : 4) && width;
     }
 
     int32_t configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*,
@@ -210,9 +229,8 @@ public:
     // For the most tokens there can be: a shorter sequence can be cut into more splits than the longest.
     size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*,
                             int32_t) const noexcept override {
-        Dims const& most = inputs[0].max;
-        int32_t const splits = std::min(kMostSplits, ceilDiv(static_cast<int32_t>(most.d[1]), kSplitBlock));
-        return static_cast<size_t>(most.d[0] * most.d[2] * splits) * kState;
+        Sizes const most(inputs[0].max);
+        return static_cast<size_t>(most.pairs) * std::min(kMostSplits, ceilDiv(most.tokens, kSplitBlock)) * kState;
     }
 
     PluginFieldCollection const* getFieldsToSerialize() noexcept override {
@@ -233,30 +251,36 @@ public:
 
     int32_t enqueue(PluginTensorDesc const* described, PluginTensorDesc const*, void const* const* inputs,
                     void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
-        Dims const& dims = described[0].dims;
-        if (dims.d[3] != kHeadDim) return refuse("heads of this width have no kernel; use an engine without the plugin");
-        void *q = address(inputs[0]), *k = address(inputs[1]), *v = address(inputs[2]), *out = outputs[0];
+        Sizes const sizes(described[0].dims);
+        if (!sizes.known) return refuse("heads of this width have no kernel; use an engine without the plugin");
+        size_t const third = static_cast<size_t>(sizes.row) * (described[0].type == DataType::kFLOAT ? 4 : 2);
+        void* q = address(inputs[0], 0);
+        void* k = sizes.packed ? address(inputs[0], third) : address(inputs[1], 0);
+        void* v = sizes.packed ? address(inputs[0], 2 * third) : address(inputs[2], 0);
+        void* out = outputs[0];
         for (void* each : {q, k, v, out, workspace})
             if (!each || reinterpret_cast<uintptr_t>(each) % kAlignment)
                 return refuse("the engine handed over memory that is not aligned to 16 bytes");
         Programs const* loaded = programs(described[0].type);
         if (!loaded) return 1;
-        int32_t const tokens = static_cast<int32_t>(dims.d[1]), heads = static_cast<int32_t>(dims.d[2]);
-        int32_t const pairs = static_cast<int32_t>(dims.d[0]) * heads, row = heads * kHeadDim;
+        int32_t const tokens = sizes.tokens, heads = sizes.heads, pairs = sizes.pairs, row = sizes.row;
+        int32_t const rowIn = sizes.packed ? 3 * row : row;
         int32_t const chunk = kSplitBlock * ceilDiv(ceilDiv(tokens, kSplitBlock), kMostSplits);
         int32_t const splits = ceilDiv(tokens, chunk);
         int32_t const blocks = ceilDiv(tokens, static_cast<int32_t>(loaded->applying.kernel->block));
         int32_t const failed =
-            start(loaded->summing, pairs, splits, {k, v, workspace}, {tokens, chunk, heads, row, row}, stream);
+            start(loaded->summing, pairs, splits, {k, v, workspace}, {tokens, chunk, heads, rowIn, rowIn}, stream);
         return failed ? failed
-                      : start(loaded->applying, blocks, pairs, {q, workspace, out}, {tokens, splits, heads, row, row},
+                      : start(loaded->applying, blocks, pairs, {q, workspace, out}, {tokens, splits, heads, rowIn, row},
                               stream);
     }
 
     int32_t setTactic(int32_t) noexcept override { return 0; }
 
 private:
-    static void* address(void const* pointer) { return const_cast<void*>(pointer); }
+    static void* address(void const* pointer, size_t offset) {
+        return const_cast<char*>(static_cast<char const*>(pointer)) + offset;
+    }
 
     int32_t mElementType;
     PluginField mField{};

@@ -4,10 +4,12 @@ Its node carries the attributes that make TensorRT look for a plugin of that nam
 and in every other engine, the body stands in: a function that travels inside the model file.
 """
 
-import onnx
-from onnx import FunctionProto, ModelProto, helper, parser
+from dataclasses import dataclass
 
-__all__ = ["ATTRIBUTES", "DOMAIN", "NAME", "VERSION", "attach", "body", "split", "turing_body"]
+import onnx
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, parser
+
+__all__ = ["ATTRIBUTES", "DOMAIN", "NAME", "VERSION", "attach", "body", "pack", "split", "turing_body"]
 
 DOMAIN = "sana"
 NAME = "ReluLinearAttention"
@@ -103,6 +105,70 @@ def attach(model: ModelProto, function: FunctionProto) -> ModelProto:
     if DOMAIN not in (entry.domain for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     return model
+
+
+def pack(model: ModelProto) -> int:
+    """Give operators of `model` the packed tensor that their q, k and v are thirds of; how many that was possible for.
+
+    Their output is then (B, N, C). They have no body, so only engines with the plugin run such a model.
+    """
+    chains = [chain for node in model.graph.node if (chain := _Chain.around(node, model.graph))]
+    gone = {name for chain in chains for node in (chain.split, *chain.shaped) for name in node.output}
+    joined = {chain.joined.name for chain in chains}
+    for chain in chains:
+        chain.operator.input[:], chain.operator.output[:] = chain.split.input[:1], chain.joined.output[:]
+    nodes = [node for node in model.graph.node if node.output[0] not in gone and node.name not in joined]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return len(chains)
+
+
+@dataclass
+class _Chain:
+    """An operator among the nodes that take a packed tensor apart before it and join heads after it."""
+
+    split: NodeProto
+    shaped: tuple[NodeProto, ...]  # q, k and v as heads
+    operator: NodeProto
+    joined: NodeProto
+
+    @classmethod
+    def around(cls, node: NodeProto, graph: GraphProto) -> "_Chain | None":
+        """The chain around a node, or None where there is none or others read what lies inside it."""
+        if (node.domain, node.op_type, len(node.input)) != (DOMAIN, NAME, 3):
+            return None
+        makers = {name: other for other in graph.node for name in other.output}
+        shaped = tuple(makers[name] for name in node.input if name in makers and makers[name].op_type == "Reshape")
+        sources = [other.input[0] for other in shaped]
+        split = makers.get(sources[0]) if len(sources) == 3 else None
+        if split is None or list(split.output) != sources or not _into_thirds(split):
+            return None
+        inner = {*split.output, *node.input, node.output[0]}
+        readers = [other for other in graph.node if inner & set(other.input)]
+        joined = next((other for other in readers if node.output[0] in other.input), None)
+        alone = len(readers) == len(shaped) + 2 and not inner & {value.name for value in graph.output}
+        if joined is None or not alone or not _heads_apart_and_together(shaped, joined, graph):
+            return None
+        return cls(split, shaped, node, joined)
+
+
+def _into_thirds(node: NodeProto) -> bool:
+    """Whether a node cuts the channels of tokens (B, N, 3 · C) into three equal parts."""
+    given = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    return node.op_type == "Split" and len(node.input) == 1 and given.get("axis") in (2, -1)
+
+
+def _heads_apart_and_together(shaped: tuple[NodeProto, ...], joined: NodeProto, graph: GraphProto) -> bool:
+    """Whether the nodes only write (B, N, C) as (B, N, heads, D), and back."""
+    constants = {
+        tensor.name: numpy_helper.to_array(tensor).tolist()
+        for tensor in graph.initializer
+        if tensor.data_type == TensorProto.INT64 and tensor.data_location == TensorProto.DEFAULT
+    }
+    apart, together = ([constants.get(node.input[1]) for node in nodes] for nodes in (shaped, [joined]))
+    shape = apart[0]
+    plain = joined.op_type == "Reshape" and shape is not None and shape[:2] == [0, 0] and len(shape) == 4
+    return plain and apart == [shape] * 3 and together == [[0, 0, shape[2] * shape[3]]]
 
 
 def split(model: ModelProto) -> int:

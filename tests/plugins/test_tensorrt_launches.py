@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("triton")
 from sana_plugins.kernels import linear_attention as kernels
 from sana_plugins.kernels.launch import accumulation, arithmetic
-from sana_plugins.tensorrt.launches import Sizes, launches, workspace_bytes
+from sana_plugins.tensorrt.launches import Sizes, launches, thirds, workspace_bytes
 from sana_plugins.tensorrt.shipped import FOLDER, INDEX, PluginError, kernel_for, shipped
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -58,6 +58,23 @@ def test_the_launches_compute_linear_attention(tokens, element, capability, exac
         interpret(launch, memory, dtype)
     expected = exact_attention(q, k, v)
     assert (out.double() - expected).abs().max() <= TOLERANCES[element] * expected.abs().max()
+
+
+@pytest.mark.parametrize(("element", "tokens"), [("fp16", 300), ("fp32", 33)])
+def test_a_packed_tensor_is_read_where_it_lies(tokens, element, exact_attention):
+    if not kernels.triton.knobs.runtime.interpret:
+        pytest.skip("a GPU is here; the launches run there, in the engines' own tests")
+    dtype, sizes = DTYPES[element], Sizes.of((2, tokens, 3 * 96))
+    packed = torch.randn(2, tokens, 288, generator=torch.Generator().manual_seed(tokens)).to(dtype)
+    state = torch.full((workspace_bytes(2, tokens, 3) // 4,), torch.nan)
+    out = torch.full((2, tokens, 96), torch.nan, dtype=dtype)
+    qkv = thirds(4096, sizes, dtype.itemsize)
+    views = [packed.view(-1)[(address - 4096) // dtype.itemsize :] for address in qkv]
+    memory = dict(zip((*qkv, 16, 32), (*views, state, out), strict=True))
+    for launch in launches(both(element, 86), sizes, qkv, 16, 32):
+        interpret(launch, memory, dtype)
+    expected = exact_attention(*(third.reshape(2, tokens, 3, 32) for third in packed.chunk(3, dim=2)))
+    assert (out.double() - expected.flatten(2)).abs().max() <= TOLERANCES[element] * expected.abs().max()
 
 
 @pytest.mark.parametrize("largest", [1, 127, 1024, 1025, 4096, 16384])

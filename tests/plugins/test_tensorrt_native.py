@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sana_plugins.tensorrt.launches import Sizes, launches, workspace_bytes
+from sana_plugins.tensorrt.launches import Sizes, launches, thirds, workspace_bytes
 from sana_plugins.tensorrt.shipped import kernel_for
 
 ROOT = Path(__file__).parents[2]
@@ -31,11 +31,11 @@ def built(tmp_path_factory):
     return folder
 
 
-def drive(folder, tmp_path, capability, q="0x10"):
+def drive(folder, tmp_path, capability, q="0x10", form="apart"):
     """Build, serialise, read and run the plugin once: what it said, and what the driver was asked."""
     record = tmp_path / "record"
     settings = {"SANA_CAPABILITY": str(capability), "SANA_RECORD": str(record), "LD_LIBRARY_PATH": str(folder)}
-    command = [folder / "drive", folder / "libsana_plugin.so", q]
+    command = [folder / "drive", folder / "libsana_plugin.so", q, form]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | settings)
     return done, record.read_text().splitlines() if record.exists() else []
 
@@ -46,18 +46,21 @@ def line_of(launch, handle):
     return " ".join(map(str, ["launch", *parts, *map(hex, launch.pointers), *launch.numbers, 1, 1, 1]))
 
 
-@pytest.mark.parametrize("capability", [75, 86, 120])
-def test_it_starts_what_the_python_plugin_starts(capability, built, tmp_path):
-    done, lines = drive(built, tmp_path, capability)
+@pytest.mark.parametrize(("capability", "form"), [(75, "apart"), (86, "apart"), (86, "packed"), (120, "packed")])
+def test_it_starts_what_the_python_plugin_starts(capability, form, built, tmp_path):
+    done, lines = drive(built, tmp_path, capability, form=form)
     assert done.returncode == 0, done.stdout
     kernels = tuple(kernel_for(name, "fp16", capability) for name in ("sum_key_values", "apply_queries"))
-    expected = launches(kernels, Sizes(2, 1025, 36), (0x10, 0x20, 0x30), 0x40, 0x50)
+    sizes = Sizes.of((2, 1025, 3 * 1152) if form == "packed" else (2, 1025, 36, 32))
+    qkv = thirds(0x10, sizes, 2) if form == "packed" else (0x10, 0x20, 0x30)
+    expected = launches(kernels, sizes, qkv, 0x40, 0x50)
     assert lines[:2] == [f"load sm_{kernel.target} {len(kernel.ptx) - 1}" for kernel in kernels]
     assert lines[2:] == [line_of(*pair) for pair in zip(expected, ("0x3000", "0x4000"), strict=True)]
 
 
-def test_it_names_itself_refuses_other_heads_and_reads_its_own_field(built, tmp_path):
-    done, _ = drive(built, tmp_path, 86)
+@pytest.mark.parametrize("form", ["apart", "packed"])
+def test_it_names_itself_refuses_other_heads_and_reads_its_own_field(form, built, tmp_path):
+    done, _ = drive(built, tmp_path, 86, form=form)
     named, formats, workspace, fields = done.stdout.splitlines()
     assert named == "1 sana ReluLinearAttention 1"
     assert formats == "1 0"  # heads 32 wide are taken, heads 64 wide are not

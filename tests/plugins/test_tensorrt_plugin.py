@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from sana_plugins.custom_op import ATTRIBUTES, DOMAIN, NAME, attach, body
+from sana_plugins.custom_op import ATTRIBUTES, DOMAIN, NAME, attach, body, pack
 from sana_plugins.tensorrt import plugin
 from sana_plugins.tensorrt.shipped import PluginError
 
@@ -93,6 +93,57 @@ def test_heads_without_a_kernel_do_not_build(tmp_path):
     (build,) = rtx_builds.build_all([rtx_builds.Job(graph, "SM89", profile)], plugin=True)
     assert not build.engine_bytes
     assert any("Failed to find any supported plugin" in error for error in build.errors), build.errors
+
+
+def one_layer(third="v.0"):
+    """A graph whose q, k and v are thirds of one product; `third` is what v is shaped from."""
+    generator, shapes = np.random.default_rng(0), {"apart": [0, 0, HEADS, 32], "together": [0, 0, WIDTH]}
+    values = [numpy_helper.from_array(np.array(shape, np.int64), name) for name, shape in shapes.items()]
+    weight = (generator.standard_normal((WIDTH, 3 * WIDTH)) / 8).astype(np.float16)
+    values.append(numpy_helper.from_array(weight, "weight"))
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["qkv"], name="product"),
+        helper.make_node("Split", ["qkv"], ["q.0", "k.0", "v.0"], name="split", axis=-1, num_outputs=3),
+        *(
+            helper.make_node("Reshape", [a, "apart"], [b], name=b)
+            for a, b in (("q.0", "q"), ("k.0", "k"), (third, "v"))
+        ),
+        helper.make_node(NAME, ["q", "k", "v"], ["mixed"], name="attention", domain=DOMAIN, **ATTRIBUTES),
+        helper.make_node("Reshape", ["mixed", "together"], ["joined"], name="joined"),
+        helper.make_node("Relu", ["joined"], ["y"], name="after"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["batch", "tokens", WIDTH]) for name in "xy"]
+    graph = helper.make_graph(nodes, "layer", ends[:1], ends[1:], values)
+    return attach(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), body())
+
+
+def test_a_packed_tensor_goes_into_the_plugin_without_a_copy(tmp_path):
+    model, profile = one_layer(), {"x": ((1, 1, WIDTH), (2, 64, WIDTH), (2, 256, WIDTH))}
+    onnx.save(model, tmp_path / "apart.onnx")
+    assert pack(model) == 1 and pack(model) == 0
+    assert [node.name for node in model.graph.node] == ["product", "attention", "after"]
+    onnx.save(model, tmp_path / "packed.onnx")
+    paths = [tmp_path / f"{name}.onnx" for name in ("apart", "packed")]
+    jobs = [rtx_builds.Job(str(path), "SM89", profile, str(path.with_suffix(".engine"))) for path in paths]
+    for build in rtx_builds.build_all(jobs, plugin=True):
+        assert build.engine_bytes and build.layers["PLUGIN_V3"] == 1, build.errors
+    apart, packed = (path.with_suffix(".engine").read_bytes() for path in paths)
+    copies = [engine[: engine.index(b"custom_layer={")].count(b"name=__myl_Slic ") for engine in (apart, packed)]
+    assert copies == [3, 0]
+
+
+@pytest.mark.parametrize("third", ["q.0", "elsewhere"])
+def test_thirds_that_are_not_q_k_and_v_in_this_order_stay_apart(third):
+    model = one_layer(third)
+    before = model.SerializeToString()
+    assert pack(model) == 0
+    assert model.SerializeToString() == before
+
+
+def test_a_third_that_others_read_too_stays_apart():
+    model = one_layer()
+    model.graph.node.append(helper.make_node("Relu", ["k.0"], ["also"], name="also"))
+    assert pack(model) == 0
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """`sana::ReluLinearAttention` for the library that is handed in: TensorRT-RTX or TensorRT, whose interfaces agree.
 
 TensorRT-RTX documents no plugins, but its parser takes those of this kind; the operator's own body in the model stays
-the way without them.
+the way without them. The plugin takes q, k and v, or the one tensor that they lie in side by side, which spares the
+engine three copies.
 """
 
 import importlib
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from sana_plugins.tensorrt.launches import Sizes, launches, workspace_bytes
+from sana_plugins.tensorrt.launches import Sizes, launches, thirds, workspace_bytes
 from sana_plugins.tensorrt.shipped import HEAD_DIM, PluginError
 
 __all__ = ["NAME", "NAMESPACE", "VERSION", "register"]
 
 NAMESPACE, NAME, VERSION = "sana", "ReluLinearAttention", "1"
 ELEMENTS = {"HALF": "fp16", "BF16": "bf16", "FLOAT": "fp32"}
+BYTES = {"HALF": 2, "BF16": 2, "FLOAT": 4}
 FIELD = "element_type"  # the one thing a plan holds of the plugin: the library's number of the element type
 
 _registered: dict[str, Any] = {}  # registries do not own what Python hands them
@@ -63,25 +65,31 @@ class _Attention:
     def get_output_data_types(self, inputs: list[Any]) -> list[Any]:
         return [inputs[0]]
 
-    def get_output_shapes(self, inputs: list[Any], _shapes: list[Any], _builder: Any) -> list[Any]:
-        return [self.trt.DimsExprs(inputs[0])]
+    def get_output_shapes(self, inputs: list[Any], _shapes: list[Any], builder: Any) -> list[Any]:
+        shape = self.trt.DimsExprs(inputs[0])
+        if len(inputs) == 1:
+            third = self.trt.DimensionOperation.FLOOR_DIV
+            shape[2] = builder.operation(third, inputs[0][2], builder.constant(3))
+        return [shape]
 
-    def supports_format_combination(self, position: int, tensors: list[Any], _inputs: int) -> bool:
-        """q, k, v and the output have one type, lie in one piece, and have heads of the width that has kernels."""
+    def supports_format_combination(self, position: int, tensors: list[Any], inputs: int) -> bool:
+        """All have one type and lie in one piece, and heads are of the width that has kernels."""
         here, first = tensors[position].desc, tensors[0].desc
+        rank, multiple = (3, (3 if position == 0 else 1) * HEAD_DIM) if inputs == 1 else (4, HEAD_DIM)
         return bool(
             here.format == self.trt.TensorFormat.LINEAR
             and here.type == first.type
             and here.type.name in ELEMENTS
-            and len(here.dims) == 4
-            and here.dims[3] in (HEAD_DIM, -1)
+            and len(here.dims) == rank
+            and (here.dims[-1] == -1 or (here.dims[-1] % multiple == 0 and (rank == 3 or here.dims[-1] == HEAD_DIM)))
         )
 
     def configure_plugin(self, inputs: list[Any], _outputs: list[Any]) -> None:
         self.element_type = inputs[0].desc.type.value
 
     def get_workspace_size(self, inputs: list[Any], _outputs: list[Any]) -> int:
-        return workspace_bytes(*tuple(inputs[0].max)[:3])
+        most = Sizes.of(tuple(inputs[0].max))
+        return workspace_bytes(most.batch, most.tokens, most.heads)
 
     def get_valid_tactics(self) -> list[int]:
         return []
@@ -105,12 +113,11 @@ class _Attention:
 
     def enqueue(self, inputs: list[Any], _outputs: list[Any], *memory: Any) -> None:
         """Both launches; `memory` is the inputs' and outputs' addresses, the workspace and the stream."""
-        (q, k, v), (out,), state, stream = memory
-        batch, tokens, heads, width = inputs[0].dims
-        if width != HEAD_DIM:
-            raise PluginError(f"heads {width} wide have no kernel, only {HEAD_DIM}; use an engine without the plugin")
-        programs = self._programs(inputs[0].type)
-        for launch in launches(programs.kernels, Sizes(batch, tokens, heads), (q, k, v), state, out):
+        given, (out,), state, stream = memory
+        element_type, sizes = inputs[0].type, Sizes.of(tuple(inputs[0].dims))
+        q, k, v = thirds(given[0], sizes, BYTES[element_type.name]) if sizes.packed else given
+        programs = self._programs(element_type)
+        for launch in launches(programs.kernels, sizes, (q, k, v), state, out):
             programs.start(launch, stream)
 
     def _programs(self, element_type: Any) -> Any:

@@ -16,8 +16,15 @@ enum class PluginCapabilityType : int32_t { kCORE = 0, kBUILD = 1, kRUNTIME = 2 
 enum class TensorRTPhase : int32_t { kBUILD = 0, kRUNTIME = 1 };
 
 struct Dims { int32_t nbDims; int64_t d[8]; };
-class IDimensionExpr;
-class IExprBuilder {};
+enum class DimensionOperation : int32_t { kSUM = 0, kPROD = 1, kFLOOR_DIV = 7 };
+class IDimensionExpr {};
+class IExprBuilder {
+public:
+    virtual IDimensionExpr const* constant(int64_t value) noexcept = 0;
+    virtual IDimensionExpr const* operation(DimensionOperation op, IDimensionExpr const& first,
+                                            IDimensionExpr const& second) noexcept = 0;
+    virtual ~IExprBuilder() noexcept = default;
+};
 struct DimsExprs { int32_t nbDims; IDimensionExpr const* d[8]; };
 struct PluginTensorDesc { Dims dims; DataType type; TensorFormat format; float scale; };
 struct DynamicPluginTensorDesc { PluginTensorDesc desc; Dims min; Dims max; Dims opt; };
