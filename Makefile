@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 INPUTS := pyproject.toml setup.py constraints.txt
 
-.PHONY: demo test lint types tests gpu install-check clean
+.PHONY: demo test lint types tests gpu install-check trust nightly fuzz clean trust-server
 
 demo: .venv/.build
 	$(BIN)/sana-export build --output out/nano
@@ -31,6 +31,19 @@ gpu: .venv/.dev
 install-check: .venv/.build
 	$(BIN)/sana-export build --output out/install-check
 	$(BIN)/python tests/install_check.py out/install-check
+
+trust: .venv/.dev
+	SANA_TRUST=full OMP_NUM_THREADS=1 RUST_BACKTRACE=0 $(BIN)/pytest tests/trust --durations 10
+
+nightly: .venv/.dev
+	SANA_TRUST=nightly OMP_NUM_THREADS=1 RUST_BACKTRACE=0 $(BIN)/pytest tests/trust --durations 10
+
+fuzz: .venv/.dev
+	$(PIP) atheris
+	for target in manifest graph png prompt tokenizer; do $(BIN)/python bench/trust_fuzz.py $$target $(or $(SECONDS),60) || exit 1; done
+
+trust-server: .venv/.dev
+	SANA_TRUST_REQUESTS=10000 SANA_TRUST_CLIENTS=200 SANA_TRUST_SECONDS=60 $(BIN)/pytest -s tests/serve/test_trust.py
 
 clean:
 	rm -rf .venv out build dist *.egg-info

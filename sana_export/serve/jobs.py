@@ -3,23 +3,19 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sana_runtime.progress import StepEvent
 
 from sana_export.serve.orders import Order
 from sana_export.serve.refusals import Refusal
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 __all__ = ["Finished", "Job", "State"]
 
-SHARES = {"text": (0.0, 0.05), "paint": (0.05, 0.9), "decode": (0.9, 1.0)}  # of one picture, about
 HEARTBEAT_SECONDS = 1.0  # between two looks at a job that says nothing
 
 
@@ -63,14 +59,6 @@ class Job:
     cancelled: bool = False  # somebody wants no more of it
     refusal: Refusal | None = None
     watchers: set["Watcher"] = field(default_factory=set)
-
-    @property
-    def fraction(self) -> float:
-        """How much of the picture under way is done."""
-        if self.event is None:
-            return 0.0
-        low, high = SHARES[self.event.stage]
-        return low + (high - low) * self.event.index / self.event.total
 
     @property
     def bytes(self) -> int:
@@ -131,7 +119,7 @@ class Job:
         }
 
     @contextmanager
-    def _watched(self) -> "Iterator[Watcher]":
+    def _watched(self) -> Iterator["Watcher"]:
         watcher = Watcher()
         self.watchers.add(watcher)
         try:

@@ -1,9 +1,11 @@
 """How fast pictures are painted here, learnt from those that were."""
 
+from sana_runtime.progress import StepEvent
+
 __all__ = ["Pace"]
 
 NEW_SHARE = 0.4  # of the latest picture in the estimate
-TRUSTED_FRACTION = 0.2  # of a picture, after which its own speed tells more than that of others
+DECODING_SHARE = 0.15  # of the time that painting takes, about
 
 
 class Pace:
@@ -21,9 +23,9 @@ class Pace:
         """Seconds that this much work will take; None while nothing is known."""
         return None if self._seconds is None else self._seconds * work
 
-    def left(self, work: float, fraction: float, elapsed: float) -> float | None:
-        """Seconds until a picture of this much work is finished, of which `fraction` took `elapsed`."""
-        if fraction >= TRUSTED_FRACTION:
-            return elapsed / fraction * (1 - fraction)
+    def left(self, work: float, event: StepEvent | None, elapsed: float) -> float | None:
+        """Seconds until a picture of this much work is finished: its own steps tell best, others' tell before that."""
+        if event is not None and event.stage != "text" and event.seconds_left is not None:
+            return event.seconds_left * (1 + DECODING_SHARE)
         expected = self.expect(work)
         return None if expected is None else max(0.0, expected - elapsed)

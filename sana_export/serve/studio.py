@@ -202,7 +202,7 @@ class Studio:
         work = job.order.work
         if job is not self._current:
             return self._pace.expect(work * job.order.count)
-        left = self._pace.left(work, job.fraction, time.monotonic() - job.began)
+        left = self._pace.left(work, job.event, time.monotonic() - job.began)
         more = job.order.count - len(job.pictures) - 1
         if more <= 0 or left is None:
             return left

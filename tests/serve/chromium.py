@@ -26,7 +26,9 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 # The browser reads from descriptor 3 and writes to 4; not every shell can name descriptors above 9.
-BECOME = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+BECOME = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 PATIENCE = 60.0  # seconds, for a machine that does much else
 
 
@@ -97,8 +99,16 @@ class Page:
 
     def open(self, url: str) -> None:
         """Go to an address and wait until the page's script has done its first work."""
+        self.leave()
         self.call("Page.navigate", url=url)
-        self.wait("document.querySelectorAll('#sizes input').length > 0 || !document.querySelector('#error')?.hidden")
+        self.wait(
+            "document.querySelectorAll('#sizes input').length > 0 || document.querySelector('#error')?.hidden === false"
+        )
+
+    def leave(self) -> None:
+        """Leave the page, so that what is seen next is not the old one still."""
+        self.call("Page.navigate", url="about:blank")
+        self.wait("location.href === 'about:blank'")
 
     def type(self, selector: str, text: str) -> None:
         """Replace a field's text as a person would: focus, select all, type."""

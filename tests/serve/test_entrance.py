@@ -53,8 +53,13 @@ def test_on_loopback_only_loopback_names_count(host, ours):
 
 @pytest.mark.parametrize(
     ("host", "ours"),
-    [("10.1.2.3:8000", True), ("[fe80::1]", True), (socket.gethostname(), True), ("paint.example", True)]
-    + [("other.example", False)],
+    [
+        ("10.1.2.3:8000", True),
+        ("[fe80::1]", True),
+        (socket.gethostname(), True),
+        ("paint.example", True),
+        ("other.example", False),
+    ],
 )
 def test_elsewhere_addresses_and_names_that_were_given_count(host, ours):
     assert code(Entrance("0.0.0.0", names=("paint.example",)), host=host) == (None if ours else "wrong_host")
@@ -72,7 +77,9 @@ def test_elsewhere_addresses_and_names_that_were_given_count(host, ours):
     ],
 )
 def test_the_origin_must_be_this_server(origin, ours):
-    assert code(Entrance("127.0.0.1"), "POST", host="localhost:8000", origin=origin) == (None if ours else "wrong_origin")
+    assert code(Entrance("127.0.0.1"), "POST", host="localhost:8000", origin=origin) == (
+        None if ours else "wrong_origin"
+    )
 
 
 def test_a_link_from_elsewhere_may_open_the_page_and_nothing_else():

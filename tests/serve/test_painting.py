@@ -53,9 +53,7 @@ def test_the_openai_client_lists_the_models(client, running):
 
 def test_the_openai_client_gets_partial_pictures_and_then_the_picture(client, expected):
     body = {"seed": 7, "steps": 3}
-    events = list(
-        client.images.generate(prompt="a star", size="96x64", stream=True, partial_images=2, extra_body=body)
-    )
+    events = list(client.images.generate(prompt="a star", size="96x64", stream=True, partial_images=2, extra_body=body))
     *partial, last = events
     assert last.type == "image_generation.completed"
     np.testing.assert_array_equal(png(last.b64_json), expected(7))
@@ -218,9 +216,7 @@ def test_options_of_other_servers_are_refused_unless_they_change_nothing(running
 
 def test_metrics_count_what_was_done(running):
     running.wait(running.begin(), "done")
-    lines = dict(
-        line.rsplit(" ", 1) for line in running.get("/metrics").text.splitlines() if not line.startswith("#")
-    )
+    lines = dict(line.rsplit(" ", 1) for line in running.get("/metrics").text.splitlines() if not line.startswith("#"))
     (model,) = running.get("/v1/capabilities").json()["models"]
     assert int(lines[f'sana_export_pictures_total{{model="{model["id"]}"}}']) >= 1
     assert int(lines['sana_export_requests_total{route="/v1/jobs",status="202"}']) >= 1

@@ -102,6 +102,7 @@ function offerSizes() {
 
 function tell() {
   $("#steps-told").value = steps.value;
+  $("#new-seed").hidden = !seed.value;
   $("#guidance-told").value = Number(guidance.value) > 1 ? Number(guidance.value).toFixed(1) : "off";
 }
 
@@ -141,6 +142,7 @@ async function paint() {
   const jobs = modelsChosen().map((model) => ({ model, order: { ...order, model }, pane: makePane(model, order.size) }));
   active = jobs;
   show();
+  if (matchMedia("(max-width: 780px)").matches) $("#easel").scrollIntoView({ behavior: "smooth" });
   await Promise.all(jobs.map(start));
   settle();
 }
@@ -181,7 +183,7 @@ async function finish(job, data) {
     const { prompt, negative_prompt: negative } = job.order;
     const picture = { id: job.id, at: Date.now(), prompt, negative, ...pick(data), blob: await answer.blob() };
     finePicture(job.pane, picture);
-    await keep(picture);
+    keep(picture);
   } else if (data.error) {
     failed(job, new Error(data.error.message));
   } else {
@@ -233,6 +235,7 @@ function makePane(model, size) {
   pane.className = "pane";
   pane.innerHTML = '<div class="frame"><img alt="" hidden></div><div class="bar" role="progressbar" aria-label="Painting" aria-valuemin="0" aria-valuemax="100"><span></span></div><figcaption><span>sending</span><span></span></figcaption>';
   pane.querySelector(".frame").style.aspectRatio = `${width} / ${height}`;
+  pane.style.maxWidth = `calc(68vh * ${width / height})`;
   pane.dataset.model = about && about.models.length > 1 ? model : "";
   $("#panes").append(pane);
   return pane;
@@ -259,7 +262,7 @@ function finePicture(pane, picture) {
   const url = URL.createObjectURL(picture.blob);
   image.onload = () => { image.className = "fine"; };
   Object.assign(image, { src: url, hidden: false, alt: picture.prompt });
-  bar(pane, 1);
+  pane.classList.add("done");
   caption(pane, `seed ${picture.seed}`, `${picture.steps} steps in ${time(picture.seconds)}`);
 }
 
@@ -308,31 +311,32 @@ async function health() {
 const shelf = new Promise((resolve) => {
   const request = indexedDB.open("sana", 1);
   request.onupgradeneeded = () => request.result.createObjectStore("pictures", { keyPath: "id" });
-  request.onsuccess = () => resolve(request.result);
+  request.onsuccess = () => { request.result.onversionchange = () => request.result.close(); resolve(request.result); };
   request.onerror = () => resolve(null); // private windows may have none: then pictures last as long as the page
+  setTimeout(resolve, 2000, null); // nor may a shelf that is stuck hold up the painting
 });
 let pictures = [];
 
 async function store(change) {
   const database = await shelf;
   if (!database) return undefined;
-  return new Promise((resolve) => {
+  return new Promise((resolve, reject) => {
     const request = change(database.transaction("pictures", "readwrite").objectStore("pictures"));
     request.onsuccess = () => resolve(request.result);
-    request.onerror = () => resolve(undefined);
-  });
+    request.onerror = () => reject(request.error);
+  }).catch(() => undefined);
 }
 
-async function keep(picture) {
+function keep(picture) {
   pictures = [picture, ...pictures.filter(({ id }) => id !== picture.id)];
-  await store((all) => all.put(picture));
-  for (const old of pictures.splice(KEPT)) await store((all) => all.delete(old.id));
+  store((all) => all.put({ ...picture, url: undefined }));
+  for (const old of pictures.splice(KEPT)) store((all) => all.delete(old.id));
   hang();
 }
 
-async function forget(picture) {
+function forget(picture) {
   pictures = pictures.filter((each) => each !== picture);
-  await store((all) => all.delete(picture.id));
+  store((all) => all.delete(picture.id));
   hang();
 }
 
@@ -377,7 +381,7 @@ function view(picture) {
 $("#order").addEventListener("submit", (event) => { event.preventDefault(); paint(); });
 $("#order").addEventListener("input", (event) => { if (event.target.name === "model") offerSizes(); tell(); });
 $("#cancel").addEventListener("click", cancel);
-$("#new-seed").addEventListener("click", () => { seed.value = ""; seed.focus(); });
+$("#new-seed").addEventListener("click", () => { seed.value = ""; seed.focus(); tell(); });
 $("#close").addEventListener("click", () => $("#viewer").close());
 $("#viewer").addEventListener("click", (event) => { if (event.target === $("#viewer")) $("#viewer").close(); });
 prompt.addEventListener("keydown", (event) => {
@@ -396,7 +400,10 @@ try {
 } catch (error) {
   complain(error.message);
 }
-const kept = await store((all) => all.getAll());
-pictures = (kept ?? []).map(({ url, ...picture }) => picture).sort((a, b) => b.at - a.at); // a URL lasts as long as its page
-hang();
-await Promise.all([resume(), health()]);
+async function remembering() {
+  const kept = (await store((all) => all.getAll())) ?? [];
+  const fresh = new Set(pictures.map(({ id }) => id));
+  pictures = [...pictures, ...kept.filter(({ id }) => !fresh.has(id)).sort((a, b) => b.at - a.at)];
+  hang();
+}
+if (about) await Promise.all([remembering(), resume(), health()]);
