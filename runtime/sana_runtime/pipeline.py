@@ -1,7 +1,8 @@
 """The whole way from a prompt to pictures, inside somebody's app."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,7 @@ class Pipeline:
         self._conditioner = Conditioner(parts.run, bundle.tokenizer(), bundle.prompt_rules())
         self._signatures = {name: _signature(bundle, name, devices[name]) for name in bundle.manifest.parts}
         self._turn = threading.Lock()
+        self._painter: int | None = None  # the thread whose turn it is
 
     @classmethod
     def open(cls, path: str | Path, *, device: str | Mapping[str, str] = "auto", threads: int = 0) -> "Pipeline":
@@ -103,7 +105,7 @@ class Pipeline:
             raise UsageError(
                 "the negative prompt has no effect without guidance above 1; leave it out, or raise guidance"
             )
-        with self._turn:
+        with self._own_turn():
             self._parts.resume()
             pictures = self._paint(request, on_step)
         return pictures if count > 1 else pictures[0]
@@ -114,7 +116,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Unload everything; the pipeline may be used again, and then loads again."""
-        with self._turn:
+        with self._own_turn():
             self._parts.drop(keep=None)
 
     def __enter__(self) -> "Pipeline":
@@ -124,6 +126,20 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        """One thread at a time; UsageError for one that would wait for itself."""
+        if self._painter == threading.get_ident():
+            raise UsageError(
+                "on_step may not paint or close the pipeline that calls it; return True, and do so afterwards"
+            )
+        with self._turn:
+            self._painter = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._painter = None
 
     def _paint(self, request: Request, on_step: OnStep | None) -> list[Picture]:
         painting = Painting(self._parts.run, self._signatures, request, self._bundle.preview, on_step)

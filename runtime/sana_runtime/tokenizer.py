@@ -15,6 +15,8 @@ MAX_PROMPT_BYTES = 8192  # 300 tokens never need more; merging megabytes would s
 
 def refuse_unusable(prompt: str) -> None:
     """Raise UsageError, without reading all of it, when `prompt` is too long or is not Unicode text."""
+    if not isinstance(prompt, str):
+        raise UsageError(f"the prompt is of the type {type(prompt).__name__}, must be text")
     if len(prompt) > MAX_PROMPT_BYTES:  # a character takes at least one byte
         raise UsageError(_too_long(f"{len(prompt)} characters"))
     try:
