@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,20 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+LOCAL = ("localhost", "127.", "::1", "0.0.0.0", "::")
+
+
+def _stay_here(event: str, arguments: tuple[Any, ...]) -> None:
+    """Let a test fail that asks for another machine; Python tells of every such call before it is made."""
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        place = arguments[1] if event in ("socket.connect", "socket.sendto") else arguments[0]
+        host = place[0] if isinstance(place, tuple) else place if event.startswith("socket.get") else None
+        name = host.decode() if isinstance(host, bytes) else host
+        if name and not str(name).startswith(LOCAL):
+            raise RuntimeError(f"a test asked for {name!r}; tests do without the network")
+
+
+sys.addaudithook(_stay_here)
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")  # ids 0 to 3, as Gemma has them
 MARKERS = ("<mask>", "<start_of_turn>", "<end_of_turn>")
 LINES = (INSTRUCTION, "a cat on the mat, a red circle above two red squares; ein grünes Haus, 一只红色的猫")
