@@ -1,9 +1,9 @@
 """Build engines of full size from random weights: seconds, memory and kernels, into docs/measurements/engines.json.
 
-    python bench/engine_full_size.py [CASE …]
+    python bench/engine_full_size.py [--work FOLDER] [CASE …]
 
 No card is needed and none is used: nothing here says how fast an engine runs. Every export and every build has a
-process of its own, so that its peak is its own. Figures of cases that are not named are kept.
+process of its own, so that its peak is its own. Figures of cases that are not named are kept, and graphs in FOLDER.
 """
 
 import json
@@ -27,6 +27,7 @@ from sana_export.precision import Precision
 
 RESULTS = Path(__file__).parents[1] / "docs" / "measurements" / "engines.json"
 TABLE = RESULTS.with_suffix(".md")
+NARROW = ("int8", "fp8", "int4")
 AMPERE_ON, ADA_ON, TURING = (86, 89, 120), (89, 120), (75,)
 TITLE = """# Building engines of full size
 
@@ -43,6 +44,7 @@ CASES: dict[str, tuple[str, int, str, str, tuple[int, ...], bool]] = {
     "sana-600m fp16": ("sana-600m", 0, "transformer", "fp16", AMPERE_ON, True),
     "sana-600m int8": ("sana-600m", 0, "transformer", "int8", AMPERE_ON, True),
     "dc-ae bf16 decoder": ("sana-600m", 0, "decoder", "bf16", AMPERE_ON, False),
+    "dc-ae fp32 decoder": ("sana-600m", 0, "decoder", "fp32", AMPERE_ON, False),
     "2 blocks fp16": ("sana-600m", 2, "transformer", "fp16", AMPERE_ON, True),
     "2 blocks fp16, no plugin": ("sana-600m", 2, "transformer", "fp16", AMPERE_ON, False),
     "2 blocks int8": ("sana-600m", 2, "transformer", "int8", AMPERE_ON, True),
@@ -85,7 +87,7 @@ def reform(source: Path, form: str, target: Path) -> None:
 def graph_of(case: str, work: Path) -> Path:
     """The case's graph, written in processes of their own unless it is there."""
     preset, blocks, part, form, _, _ = CASES[case]
-    precision = form if form in {one.value for one in Precision} else "fp16"
+    precision = "fp16" if form in NARROW else form
     graphs = [work / f"{preset}-{blocks}-{kind}" / f"{part}.onnx" for kind in (precision, form)]
     if not graphs[0].exists():
         _apart("--export", preset, str(blocks), part, precision, str(graphs[0].parent))
@@ -100,7 +102,7 @@ def measure(case: str, work: Path) -> dict[str, Any]:
 
     preset, blocks, part, form, capabilities, plugin = CASES[case]
     config = replace(PRESETS[preset], depth=blocks) if blocks else PRESETS[preset]
-    precision = Precision.BF16 if form == "bf16" else Precision.FP16
+    precision = Precision("fp16" if form in NARROW else form)
     profiles = engine_signature(signatures(sizes_of(config, precision))[part]).profiles()
     graph, output = graph_of(case, work), work / "engine"
     built = build_engine(EngineJob(part, graph, output, profiles, capabilities, plugin=plugin))
@@ -158,8 +160,9 @@ def main(arguments: list[str]) -> None:
         reform(Path(arguments[1]), arguments[2], Path(arguments[3]))
     else:
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        with tempfile.TemporaryDirectory() as work:
-            for case in arguments or CASES:
+        with tempfile.TemporaryDirectory() as temporary:
+            work, cases = (arguments[1], arguments[2:]) if arguments[:1] == ["--work"] else (temporary, arguments)
+            for case in cases or CASES:
                 results[case] = measure(case, Path(work))
                 print(case, results[case], flush=True)
                 write(results)

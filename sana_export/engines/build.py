@@ -15,7 +15,8 @@ from sana_export.engines.job import BuildProgress, BuiltEngine, EngineJob
 __all__ = ["OnBuildProgress", "build_engine"]
 
 OnBuildProgress = Callable[[BuildProgress], None]
-COMMAND = (sys.executable, "-m", "sana_export.engines.worker")
+START = "sana_export.engines.start" if sys.platform == "linux" else "sana_export.engines.worker"
+COMMAND = (sys.executable, "-m", START)
 OUTCOME = ("bytes", "seconds", "cpu_seconds", "peak_memory")
 PATIENCE = 0.6  # seconds in which a cancelled build ends, or is ended
 

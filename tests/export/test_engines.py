@@ -1,5 +1,6 @@
 """TensorRT-RTX engines, built without a card and read back: what their plans really do."""
 
+import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -116,6 +117,7 @@ def test_int8_takes_no_more_kernels_than_fp16(plan):
 
 
 @needs_library
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be asked for fixed addresses")
 def test_two_builds_give_the_same_bytes(job):
     first, second = (build_engine(job("int8", AMPERE_ON, True)).path.read_bytes() for _ in range(2))
     assert first == second
@@ -171,8 +173,17 @@ def test_turings_int8_graph_computes_what_the_portable_one_does(job, graphs):
     assert 0 < np.abs(actual - expected).max() <= 1e-2 * np.abs(expected).max()
 
 
-def test_other_architectures_get_the_graph_as_it_lies_in_its_file(job):
-    assert adapted(job("int8", AMPERE_ON, True)) is None
+def test_other_architectures_without_the_plugin_get_the_graph_as_it_lies_in_its_file(job):
+    assert adapted(job("int8", AMPERE_ON, False)) is None
+
+
+@pytest.mark.parametrize("capabilities", [AMPERE_ON, TURING])
+@pytest.mark.parametrize("form", ["fp16", "int8", "fp8"])
+def test_the_plugin_takes_q_k_and_v_where_the_product_left_them(form, capabilities, job):
+    nodes = onnx.load_from_string(adapted(job(form, capabilities, True))).graph.node
+    attention = [node for node in nodes if node.op_type == "ReluLinearAttention"]
+    assert [len(node.input) for node in attention] == [1, 1]
+    assert not [node.name for node in nodes if node.name.endswith("attention.qkv.Split")]
 
 
 @pytest.mark.parametrize("form", [Narrow.FP8, Narrow.INT4])

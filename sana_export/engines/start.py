@@ -1,0 +1,25 @@
+"""Start a worker that builds the same engine every time: `python -m sana_export.engines.start`.
+
+With a plugin in the graph, TensorRT-RTX 1.7 numbers what it knows of shapes in the order of addresses in memory. Linux
+draws those anew for every process, unless the process that becomes it has asked for fixed ones.
+"""
+
+import ctypes
+import os
+import sys
+
+__all__ = ["main"]
+
+WORKER = (sys.executable, "-m", "sana_export.engines.worker")
+ASK, FIXED_ADDRESSES = 0xFFFFFFFF, 0x0040000  # of personality(2)
+
+
+def main() -> None:
+    """Become the worker."""
+    personality = ctypes.CDLL(None).personality
+    personality(personality(ASK) | FIXED_ADDRESSES)  # where that is forbidden, builds differ in a few bytes
+    os.execv(WORKER[0], WORKER)
+
+
+if __name__ == "__main__":
+    main()
