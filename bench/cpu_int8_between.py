@@ -47,7 +47,8 @@ def paint(bundle: Bundle, transformer: Path, half: bool, requests: Sequence[tupl
         options = SessionOptions(half_products=half and own, threads=1, signature=signature)
         return open_session(transformer if own else bundle.graph(name), Device.CPU, options)
 
-    with Pipeline(bundle, Parts(load, together=True), "cpu") as pipeline:
+    devices = dict.fromkeys(bundle.manifest.parts, Device.CPU)
+    with Pipeline(bundle, Parts(load, together=True), devices) as pipeline:
         return [pipeline.generate(prompt, seed=seed, size=(side, side)).pixels for prompt, seed in requests]
 
 
