@@ -1,5 +1,6 @@
 """Paint what the command line orders: one prompt or a file of them, once or repeated from a picture."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,8 +98,8 @@ def generate(bundle: Path, order: Order, on_step: OnOrderStep) -> Iterator[Paint
         raise UsageError(f"{order.output}: pictures are written as PNG; give the file a name that ends in .png")
     if order.preview and open_bundle(bundle).preview is None:
         raise UsageError(f"{bundle} has no preview map, so --preview has no effect; leave it out or build it again")
-    order.output.parent.mkdir(parents=True, exist_ok=True)
     total = len(prompts) * order.count
+    _prepare([order.path(number, total) for number in range(total)])
     with Pipeline.open(bundle, device=order.device) as pipeline:
         for number in range(total):
             began, path = time.monotonic(), order.path(number, total)
@@ -118,6 +119,16 @@ def generate(bundle: Path, order: Order, on_step: OnOrderStep) -> Iterator[Paint
             assert isinstance(picture, Picture)
             picture.save(path, metadata=not order.no_metadata)
             yield Painted(path, chosen, round(time.monotonic() - began, 3))
+
+
+def _prepare(outputs: list[Path]) -> None:
+    """Make the folder, and refuse before painting what could not be written after it."""
+    folder = outputs[0].absolute().parent
+    if blocked := next((path for path in outputs if path.is_dir()), None):
+        raise UsageError(f"{blocked}: a folder has this name; choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{folder}: pictures cannot be written there; choose another --output")
 
 
 def _write_preview(event: StepEvent, path: Path) -> None:

@@ -1,20 +1,49 @@
-"""Count a graph's operators, with no ONNX library at hand."""
+"""Count a graph's operators and weights, with no ONNX library at hand."""
 
+import math
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from sana_runtime.onnx_guard import FIELDS, GRAPH, MODEL, NODE
-from sana_runtime.wire import Walker
+from sana_runtime.onnx_guard import BITS, FIELDS, GRAPH, MODEL, NODE, TENSOR
+from sana_runtime.wire import BYTES, Field, Walker
 
-__all__ = ["operators"]
+__all__ = ["Weight", "operators", "weights"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One constant tensor of a graph."""
+
+    dims: tuple[int, ...]
+    bytes: int
 
 
 def operators(path: Path) -> Counter[str]:
     """How often each operator stands in the main graph of the ONNX file at `path`, which `guard` has let pass."""
     walker = Walker(FIELDS)
+    nodes = _inside(walker, _graph(walker, path), GRAPH, "node")
+    return Counter(str(_inside(walker, node.data, NODE, "op_type")[0].data, "utf-8") for node in nodes)
 
-    def inside(message: memoryview, table: dict[int, str], name: str) -> list[memoryview]:
-        return [field.data for field in walker.fields(message) if table.get(field.tag) == name]
 
-    (graph,) = inside(memoryview(path.read_bytes()), MODEL, "one graph")
-    return Counter(str(inside(node, NODE, "op_type")[0], "utf-8") for node in inside(graph, GRAPH, "node"))
+def weights(path: Path) -> Iterator[Weight]:
+    """Every tensor of the main graph of the ONNX file at `path`, which `guard` has let pass."""
+    walker = Walker(FIELDS)
+    for tensor in _inside(walker, _graph(walker, path), GRAPH, "tensor"):
+        dims = tuple(
+            size
+            for field in _inside(walker, tensor.data, TENSOR, "dims")
+            for size in (walker.varints(field.data) if field.kind == BYTES else (field.number,))
+        )
+        (kind,) = _inside(walker, tensor.data, TENSOR, "data_type")
+        yield Weight(dims, math.prod(dims) * BITS.get(kind.number, 0) // 8)
+
+
+def _graph(walker: Walker, path: Path) -> memoryview:
+    (graph,) = _inside(walker, memoryview(path.read_bytes()), MODEL, "one graph")
+    return graph.data
+
+
+def _inside(walker: Walker, message: memoryview, table: Mapping[int, str], name: str) -> list[Field]:
+    return [field for field in walker.fields(message) if table.get(field.tag) == name]

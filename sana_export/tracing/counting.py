@@ -1,18 +1,30 @@
 """How many numbers each part holds, from sizes alone: no weight is read."""
 
+from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
 import torch
 from sana_reference.autoencoder import Autoencoder
 from sana_reference.config import AutoencoderConfig, SanaConfig, TextConfig
+from sana_reference.positions import GridPositions, Sinusoid
 from sana_reference.text_encoder import TextEncoder
 from sana_reference.transformer import SanaTransformer
 from torch import nn
 
+from sana_export.tracing.modules import LONGEST_TEXT
+from sana_export.tracing.tables import LAST_TIMESTEP, GridTable
 from sana_export.tracing.upsampling import upsample_in_phases
 
-__all__ = ["Described", "count_numbers", "count_operations", "largest_tensor"]
+__all__ = [
+    "Described",
+    "Tables",
+    "count_looked_up",
+    "count_numbers",
+    "count_operations",
+    "count_tables",
+    "largest_tensor",
+]
 
 ONCE_A_PROMPT = ("caption_projection.", ".cross_attention.kv.", ".cross_attention.norm_k.")
 
@@ -49,6 +61,41 @@ def count_numbers(sizes: Described, prefix_tokens: int) -> dict[str, int]:
         "decoder": _count(upsample_in_phases(autoencoder.decoder)),
         "encoder": _count(autoencoder.encoder),
     }
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Numbers in a part's tables of angles, which no network counts among its weights."""
+
+    exact: int = 0  # in fp32 whatever the part is in
+    alike: int = 0  # in the part's own type
+
+    def bytes(self, width: int) -> int:
+        """What they take where the part's numbers have `width` bytes."""
+        return 4 * self.exact + width * self.alike
+
+
+def count_tables(sizes: Described, prefix_tokens: int) -> dict[str, Tables]:
+    """The tables of every part."""
+    config, text = sizes.config, sizes.text_config
+    times = (LAST_TIMESTEP + 1) * 2 * len(Sinusoid().frequencies) if config.integer_timesteps else 0
+    places = 0
+    if config.position_base is not None:
+        grid = GridTable(GridPositions(config.dim, config.position_base, config.position_scale))
+        places = grid.sines.numel() + grid.cosines.numel()
+    rotations = 2 * (prefix_tokens + LONGEST_TEXT + 1) * text.head_dim
+    return {
+        "text_encoder": Tables(alike=rotations),
+        "caption": Tables(),
+        "transformer": Tables(exact=times + places),
+        "decoder": Tables(),
+        "encoder": Tables(),
+    }
+
+
+def count_looked_up(sizes: Described) -> int:
+    """Numbers in the text encoder's table of tokens, of which a prompt reads a few rows."""
+    return sizes.text_config.vocabulary * sizes.text_config.dim
 
 
 def count_operations(sizes: Described) -> dict[str, int]:
