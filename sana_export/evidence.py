@@ -34,7 +34,7 @@ def unpack(stored: dict[str, Any]) -> Evidence:
     """What `pack` gave."""
     errors = dict(stored["velocity_errors"])
     pictures = [(_pixels(first), _pixels(second)) for first, second in stored["pictures"]]
-    return Evidence(errors, *(stored[name] for name in LISTS), pictures)
+    return Evidence(errors, **{name: stored[name] for name in LISTS}, pictures=pictures)
 
 
 def _pixels(text: str) -> NDArray[np.uint8]:

@@ -150,7 +150,7 @@ def _pictures(findings: Findings) -> list[tuple[str, str, str]]:
 
 def _difference(first: Pixels, second: Pixels) -> Pixels:
     apart = np.abs(first.astype(np.int16) - second) * LOUDER
-    return np.clip(apart, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(apart, 0, 255), np.uint8)
 
 
 def _number(value: float) -> float | None:

@@ -11,17 +11,20 @@ HALF_LIMIT = 65504.0
 
 
 def narrow_weights(model: ir.Model, dtype: ir.DataType) -> int:
-    """Store every large fp32 weight as `dtype`; float16 that would overflow as bfloat16."""
+    """Store every large fp32 weight that was learnt as `dtype`; what overflows float16 as bfloat16."""
     first = model.graph[0]
-    wide = [value for value in model.graph.initializers.values() if _is_large(value)]
+    wide = [value for value in model.graph.initializers.values() if _is_weight(value)]
     for value in wide:
         _narrow(model.graph, value, _fitting(value, dtype), first)
     return len(wide)
 
 
-def _is_large(value: ir.Value) -> bool:
+def _is_weight(value: ir.Value) -> bool:
+    """Whether a matrix or kernels that were learnt: they have a path; tables and remembered prefixes have none."""
     tensor = value.const_value
-    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and tensor.size >= SMALLEST
+    if tensor is None or "." not in str(value.name) or len(tensor.shape) < 2:
+        return False
+    return tensor.dtype == ir.DataType.FLOAT and tensor.size >= SMALLEST
 
 
 def _fitting(value: ir.Value, dtype: ir.DataType) -> ir.DataType:

@@ -19,11 +19,17 @@ def layer(weight):
     """x times a weight, plus a bias that is too small to be worth narrowing."""
     rows, columns = weight.shape
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "weight"], ["m"], "m"), helper.make_node("Add", ["m", "bias"], ["y"], "a")],
+        [
+            helper.make_node("MatMul", ["x", "layer.weight"], ["m"], "m"),
+            helper.make_node("Add", ["m", "bias"], ["y"], "a"),
+        ],
         "layer",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", rows])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", columns])],
-        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.ones(columns, np.float32), "bias")],
+        [
+            numpy_helper.from_array(weight, "layer.weight"),
+            numpy_helper.from_array(np.ones(columns, np.float32), "bias"),
+        ],
     )
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
 
@@ -41,6 +47,14 @@ def test_a_narrowed_graph_computes_in_fp32_with_rounded_weights(tmp_path, device
     expected = x @ weight.astype(dtype.numpy()).astype(np.float32) + 1
     actual = open_session(tmp_path / "layer.onnx", device, SessionOptions(threads=1)).run({"x": x})["y"]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tables_and_remembered_states_keep_their_precision():
+    model = layer(RNG.standard_normal((48, 64)).astype(np.float32))
+    value = model.graph.initializers.pop("layer.weight")
+    value.name = "constant_3"
+    model.graph.register_initializer(value)
+    assert narrow_weights(model, ir.DataType.BFLOAT16) == 0
 
 
 def test_a_weight_that_float16_cannot_hold_is_stored_as_bfloat16(tmp_path):
