@@ -20,6 +20,7 @@ LIBRARIES = {
     "tensorrt-rtx": ("1.7", "engines for RTX cards", "sana-export[rtx]"),
     "torch": ("2.11", "building bundles", "sana-export[build]"),
     "onnx": ("1.21", "building bundles", "sana-export[build]"),
+    "Pillow": ("12.1.1", "picture files", "sana-export"),
 }
 QUERY = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version,memory.total", "--format=csv,noheader,nounits"]
 
