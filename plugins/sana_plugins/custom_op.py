@@ -165,10 +165,11 @@ def _heads_apart_and_together(shaped: tuple[NodeProto, ...], joined: NodeProto, 
         for tensor in graph.initializer
         if tensor.data_type == TensorProto.INT64 and tensor.data_location == TensorProto.DEFAULT
     }
-    apart, together = ([constants.get(node.input[1]) for node in nodes] for nodes in (shaped, [joined]))
+    apart, together = ([constants.get(node.input[1]) for node in nodes] for nodes in (shaped, (joined,)))
     shape = apart[0]
-    plain = joined.op_type == "Reshape" and shape is not None and shape[:2] == [0, 0] and len(shape) == 4
-    return plain and apart == [shape] * 3 and together == [[0, 0, shape[2] * shape[3]]]
+    if joined.op_type != "Reshape" or not isinstance(shape, list) or len(shape) != 4 or shape[:2] != [0, 0]:
+        return False
+    return apart == [shape] * 3 and together == [[0, 0, shape[2] * shape[3]]]
 
 
 def split(model: ModelProto) -> int:

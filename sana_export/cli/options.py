@@ -52,6 +52,6 @@ device_option = click.option(
     "--device",
     default="auto",
     show_default=True,
-    help="auto, cpu (OpenVINO), onnxruntime, cuda, directml or webgpu.",
+    help="auto, cpu (OpenVINO), onnxruntime, cuda, directml or webgpu; with engines: rtx or tensorrt.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
