@@ -32,6 +32,8 @@ PRECISIONS = ("int8", "bf16", "fp16", "fp32")
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
+    model: str,
     output: Path | None,
     precision: str,
     resume: bool,
@@ -62,9 +64,9 @@ def command(
             else:
                 reporter.step(step.stage, step.fraction, step.message)
 
-        target = output or _usual_output(str(origin["model"]), precision)
+        target = output or _usual_output(model, precision)
         int8 = Int8Settings(prompts, samples, force) if prompts or samples or force or precision == "int8" else None
-        bundle = build(Origin(**origin), target, Precision(precision), resume=resume, int8=int8, on_step=on_step)
+        bundle = build(Origin(model, **origin), target, Precision(precision), resume=resume, int8=int8, on_step=on_step)
         remember_bundle(target)
         reporter.result(str(target), bundle=str(target), digest=bundle.digest, size=bundle.size)
 

@@ -24,7 +24,7 @@ def _is_weight(value: ir.Value) -> bool:
     tensor = value.const_value
     if tensor is None or "." not in str(value.name) or len(tensor.shape) < 2:
         return False
-    return tensor.dtype == ir.DataType.FLOAT and tensor.size >= SMALLEST
+    return bool(tensor.dtype == ir.DataType.FLOAT and tensor.size >= SMALLEST)
 
 
 def _fitting(value: ir.Value, dtype: ir.DataType) -> ir.DataType:
