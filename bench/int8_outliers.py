@@ -30,6 +30,7 @@ from sana_export.saving import save_graph
 RESULTS = Path(__file__).parents[1] / "docs" / "measurements" / "int8-outliers.json"
 SPREAD = 1.5  # of the natural logarithms
 LARGEST = 100.0
+IDENTICAL = 99.0  # decibels that stand for equal pictures
 
 
 def with_outliers(source: Bundle, folder: Path) -> Bundle:
@@ -72,7 +73,7 @@ def judged(reference: Bundle, candidate: Loaded) -> dict[str, Any]:
 
 def _told(evidence: Evidence) -> dict[str, Any]:
     return {
-        "psnr_median": round(median(evidence.psnrs), 2),
+        "psnr_median": round(min(median(evidence.psnrs), IDENTICAL), 2),
         "worst_velocity_error": round(max(map(median, evidence.velocity_errors.values())), 4),
         "complaints": list(evidence.complaints(Limits())),
     }
