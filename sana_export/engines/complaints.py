@@ -50,7 +50,7 @@ def complaint(job: EngineJob, errors: Sequence[str]) -> SanaError:
         found = re.search(pattern, text)
         if found:
             return BackendError(f"{_engine(job)}: {meaning.format(**_words(job, errors, found))}")
-    return BackendError(f"{_engine(job)}: {job.library.title} refused it ({_line(errors)}); {ELSEWHERE}")
+    return BackendError(f"{_engine(job)}: {job.library.label} refused it ({_line(errors)}); {ELSEWHERE}")
 
 
 def death(job: EngineJob, code: int) -> SanaError:
@@ -58,7 +58,7 @@ def death(job: EngineJob, code: int) -> SanaError:
     if code == -9:
         return MemoryLimitError(f"{_engine(job)}: the system stopped the build, which takes memory; close programs")
     remedy = "build with --no-plugin" if job.plugin else ELSEWHERE
-    return BackendError(f"{_engine(job)}: {job.library.title} ended its process (exit code {code}); {remedy}")
+    return BackendError(f"{_engine(job)}: {job.library.label} ended its process (exit code {code}); {remedy}")
 
 
 def _engine(job: EngineJob) -> str:
@@ -69,7 +69,7 @@ def _words(job: EngineJob, errors: Sequence[str], found: re.Match[str]) -> dict[
     named = found.groupdict()
     types = [TYPES.get(word, word) for word in re.findall(r"\w+", named.get("types", ""))]
     return {
-        "library": job.library.title,
+        "library": job.library.label,
         "line": _line([line for line in errors if found.group(0) in line] or errors),
         "targets": named.get("targets", "").upper(),
         "types": ", ".join(dict.fromkeys(types)),

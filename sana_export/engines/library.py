@@ -24,7 +24,7 @@ class Library(str, Enum):
         return {Library.RTX: "rtx", Library.TENSORRT: "tensorrt"}[self]
 
     @property
-    def title(self) -> str:
+    def label(self) -> str:
         """Its name for people."""
         return {Library.RTX: "TensorRT-RTX", Library.TENSORRT: "TensorRT"}[self]
 
@@ -46,4 +46,4 @@ def version_of(library: Library) -> str:
 
 
 def _missing(library: Library) -> BackendError:
-    return BackendError(f'{library.title} is not installed; pip install "sana-export[{library.extra}]"')
+    return BackendError(f'{library.label} is not installed; pip install "sana-export[{library.extra}]"')
