@@ -17,7 +17,9 @@ __all__ = ["LARGEST_TILE", "Layout", "PartMemory", "all_loaded", "of_bundle", "o
 # Measured with OpenVINO on parts of full size. All activations that live at once, in bytes for each channel of the
 # widest layer and each of its positions: the layer's own, and about five times as much around it.
 LIVE = {"fp32": 26, "fp16": 15, "bf16": 15, "int8": 26}
-LIBRARIES = 150 << 20  # Python, the engine and the tokenizer
+LIBRARIES = 60_000_000  # Python and the engine
+GRAPH = 10_000_000  # the engine's own description of one loaded part
+TOKENIZER = 7  # bytes of memory for each of tokenizer.json: 127 MB for Gemma's 17.5 MB
 LARGEST_TILE = 1024  # pixels; the decoder never sees more of a picture at once
 RARE = ("encoder",)  # loaded only to repaint a picture
 
@@ -32,8 +34,8 @@ class PartMemory:
 
     @property
     def total(self) -> int:
-        """Both together."""
-        return self.weights + self.working
+        """Both together, and the graph itself."""
+        return GRAPH + self.weights + self.working
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,17 @@ def working_memory(part: str, precision: str, channels: int, layout: Layout) -> 
     return LIVE[precision] * channels * layout.positions(part)
 
 
-def one_at_a_time(parts: Iterable[PartMemory]) -> int:
-    """The most that painting takes when each part is loaded after the one before it has gone."""
-    return LIBRARIES + max(part.total for part in parts)
+def one_at_a_time(parts: Iterable[PartMemory], tokenizer: int) -> int:
+    """The most that painting takes when each part is loaded after the one before it has gone.
+
+    `tokenizer` is the size of tokenizer.json in bytes.
+    """
+    return LIBRARIES + TOKENIZER * tokenizer + max(part.total for part in parts)
 
 
-def all_loaded(parts: Iterable[PartMemory]) -> int:
+def all_loaded(parts: Iterable[PartMemory], tokenizer: int) -> int:
     """What painting takes when every part stays, but for the encoder, which only repainting loads."""
-    return LIBRARIES + sum(part.total for part in parts if part.name not in RARE)
+    return LIBRARIES + TOKENIZER * tokenizer + sum(part.total for part in parts if part.name not in RARE)
 
 
 def of_bundle(bundle: Bundle, size: tuple[int, int]) -> tuple[PartMemory, ...]:

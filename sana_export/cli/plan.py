@@ -43,7 +43,7 @@ def _of_bundle(path: Path, size: tuple[int, int] | None) -> tuple[str, dict[str,
 
     bundle = open_bundle(path)
     size = size or bundle.manifest.defaults.size
-    return _painting(of_bundle(bundle, size), size)
+    return _painting(of_bundle(bundle, size), bundle.manifest.files["tokenizer.json"].size, size)
 
 
 def _of_model(model: str, precision: str, size: tuple[int, int] | None) -> tuple[str, dict[str, Any]]:
@@ -62,7 +62,8 @@ def _of_model(model: str, precision: str, size: tuple[int, int] | None) -> tuple
     size = size or (side, side)
     guided = checkpoint.solver.guidance > 1
     build_text, build_fields = _building(plan(checkpoint, chosen))
-    text, fields = _painting(foresee_painting(checkpoint, chosen, size, guided=guided), size)
+    parts = foresee_painting(checkpoint, chosen, size, guided=guided)
+    text, fields = _painting(parts, checkpoint.tokenizer.stat().st_size, size)
     return f"{build_text}\n\n{text}", {**build_fields, **fields}
 
 
@@ -79,10 +80,10 @@ def _building(planned: "Plan") -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), {"parts": [asdict(part) for part in planned.parts], **totals}
 
 
-def _painting(parts: tuple["PartMemory", ...], size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
+def _painting(parts: tuple["PartMemory", ...], tokenizer: int, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
     from sana_runtime.memory_plan import all_loaded, one_at_a_time
 
-    least, most, (height, width) = one_at_a_time(parts), all_loaded(parts), size
+    least, most, (height, width) = one_at_a_time(parts, tokenizer), all_loaded(parts, tokenizer), size
     lines = [f"painting {width}x{height}", f"{'part':<14}{'weights MB':>12}{'working MB':>12}"]
     lines += [f"{part.name:<14}{part.weights / 1e6:>12.1f}{part.working / 1e6:>12.1f}" for part in parts]
     lines += [

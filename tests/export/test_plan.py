@@ -7,7 +7,7 @@ from collections import namedtuple
 import pytest
 from sana_reference.config import DC_AE_F32C32, PRESETS, TextConfig
 from sana_runtime.errors import MemoryLimitError
-from sana_runtime.memory_plan import LIBRARIES, Layout, PartMemory, all_loaded, one_at_a_time, working_memory
+from sana_runtime.memory_plan import GRAPH, LIBRARIES, Layout, PartMemory, all_loaded, one_at_a_time, working_memory
 
 from sana_export import plan as planning
 from sana_export.plan import foresee_painting, plan
@@ -75,8 +75,8 @@ def test_memory_grows_with_the_picture_until_it_is_decoded_in_tiles():
 
 def test_painting_with_one_part_at_a_time_takes_the_largest_and_the_libraries():
     parts = (PartMemory("caption", 5, 1), PartMemory("transformer", 10, 3), PartMemory("encoder", 7, 7))
-    assert one_at_a_time(parts) == LIBRARIES + 14
-    assert all_loaded(parts) == LIBRARIES + 19
+    assert one_at_a_time(parts, tokenizer=100) == LIBRARIES + 700 + GRAPH + 14
+    assert all_loaded(parts, tokenizer=100) == LIBRARIES + 700 + 2 * GRAPH + 19
 
 
 # Memory of its own that a process took for parts of full size: OpenVINO 2026.4, random weights, guidance.

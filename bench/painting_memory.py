@@ -1,0 +1,81 @@
+"""Memory that painting really takes against what `sana-export plan` foresees, with one part loaded and with all.
+
+    python bench/painting_memory.py BUNDLE [--size 512x512] [--steps 2]
+
+Each way in a process of its own. What is compared is the most anonymous memory at any time, sampled: mapped weight
+files are the system's cache. Linux only.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from sana_runtime import pipeline as pipeline_module
+from sana_runtime.bundle import open_bundle
+from sana_runtime.memory_plan import all_loaded, of_bundle, one_at_a_time
+from sana_runtime.pipeline import Pipeline
+
+SAMPLE_SECONDS = 0.02
+WAYS = {"one at a time": one_at_a_time, "all loaded": all_loaded}
+
+
+def anonymous() -> int:
+    """Bytes of memory that this process holds for itself."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
+
+
+def most_while_painting(bundle: Path, size: tuple[int, int], steps: int, *, together: bool) -> int:
+    """Paint one picture in this process and watch its memory."""
+    seen, over = [anonymous()], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(SAMPLE_SECONDS):
+            seen.append(anonymous())
+
+    vars(pipeline_module)["fits_together"] = lambda *_: together
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with Pipeline.open(bundle) as pipeline:
+            pipeline.generate("a red circle above a blue square", size=size, steps=steps)
+            seen.append(anonymous())
+    finally:
+        over.set()
+        watcher.join()
+    return max(seen)
+
+
+def measure_apart(bundle: Path, size: tuple[int, int], steps: int, way: str) -> int:
+    """`most_while_painting` in a process of its own."""
+    height, width = size
+    command = [sys.executable, __file__, str(bundle), "--size", f"{width}x{height}", "--steps", str(steps)]
+    return int(subprocess.run([*command, "--here", way], stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def main() -> None:
+    """Print one JSON object a line for each way."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--size", default="512x512")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--here", choices=WAYS)
+    chosen = parser.parse_args()
+    width, height = map(int, chosen.size.split("x"))
+    size = (height, width)
+    if chosen.here:
+        print(most_while_painting(chosen.bundle, size, chosen.steps, together=chosen.here == "all loaded"))
+        return
+    bundle = open_bundle(chosen.bundle)
+    planned, tokenizer = of_bundle(bundle, size), bundle.manifest.files["tokenizer.json"].size
+    for way, foresee in WAYS.items():
+        measured = measure_apart(chosen.bundle, size, chosen.steps, way)
+        foreseen = foresee(planned, tokenizer)
+        print(json.dumps({"way": way, "foreseen": foreseen, "measured": measured, "ratio": measured / foreseen}))
+
+
+if __name__ == "__main__":
+    main()
