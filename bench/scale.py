@@ -162,8 +162,9 @@ def plot(found: dict[str, Any]) -> None:
         ("the same at 512²", "pictures, rows of text, steps", ("step_by_batch", "step_by_text", "steps")),
         ("decoding", "pixels", ("decode_whole_by_pixels", "decode_tiled_by_pixels")),
     )
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4.2))
-    for axis, (title, what, names) in zip(axes, panels, strict=True):
+    known = [panel for panel in panels if any(name in found for name in panel[2])]
+    figure, axes = pyplot.subplots(1, len(known), figsize=(5 * len(known), 4.2), squeeze=False)
+    for axis, (title, what, names) in zip(axes[0], known, strict=True):
         for name in (name for name in names if found.get(name)):
             times = {int(size): seconds for size, seconds in found[name].items()}
             (line,) = axis.loglog(list(times), list(times.values()), "o-", label=f"{name} (slope {slope(times)})")
