@@ -76,7 +76,7 @@ class _Rewriting:
 
     def _attribute(self, message: memoryview) -> bytes:
         """Only Cast's `to` names a type by number; a constant is a tensor."""
-        named = any(field.tag == NAME and field.data == b"to" for field in _fields(message))
+        named = any(field.tag == NAME and bytes(field.data) == b"to" for field in _fields(message))
         return self.message(message, {HELD: "tensor"} | ({TO: "type"} if named else {}))
 
     def _tensor(self, message: memoryview) -> bytes:
