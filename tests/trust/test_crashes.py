@@ -257,6 +257,12 @@ for line in sys.stdin:
 """
 
 
+whole_builds = pytest.mark.skipif(
+    os.environ.get("SANA_TRUST") is None, reason="whole builds take minutes; `make trust` does them"
+)
+
+
+@whole_builds
 def test_a_build_that_is_killed_and_resumed_ends_with_the_same_digest(built, tmp_path, times, figure):
     """The target is absent or whole after every kill; what a resumed build makes has the digest of an unbroken one."""
     sana, target, generator, kills = built("sana"), tmp_path / "bundle", random.Random(53), times(2, 20, 200)
@@ -287,6 +293,7 @@ def test_a_build_that_is_killed_and_resumed_ends_with_the_same_digest(built, tmp
     assert finished and left == []
 
 
+@whole_builds
 def test_a_name_with_pattern_letters_does_not_remove_a_neighbours_parts(built, tmp_path):
     from sana_export.build import build
     from sana_export.precision import Precision
