@@ -58,7 +58,7 @@ class Result:
             **{f"{kind}_spread": round(value, 3) for kind, value in spread.items()},
             "load_seconds": round(self.load_seconds, 2),
             "peak_bytes": self.peak_bytes,
-            "difference": float(f"{self.difference:.2e}"),
+            "difference": float(f"{self.difference:.2e}") if np.isfinite(self.difference) else None,
             "runs": {kind: [round(each, 4) for each in times] for kind, times in self._times},
         }
 
@@ -181,6 +181,6 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         lines.append(
             f"| {name} | {row['cpu_seconds']:.3f} s | {first['cpu_seconds'] / row['cpu_seconds']:.2f} "
             f"| {row['wall_seconds']:.3f} s | {first['wall_seconds'] / row['wall_seconds']:.2f} "
-            f"| {row['cpu_spread']:.0%} | {row.get('peak_bytes', 0) / 1e9:.2f} GB | {row['difference']:.1e} |"
+            f"| {row['cpu_spread']:.0%} | {row.get('peak_bytes', 0) / 1e9:.2f} GB | {row['difference']} |"
         )
     return "\n".join(lines)
