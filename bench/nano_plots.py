@@ -17,7 +17,7 @@ from sana_reference.nano.evaluation import Score
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = json.loads((DOCS / "measurements" / "nano.json").read_text())
-LOGS = {name: DOCS / "measurements" / f"nano-{name}.jsonl" for name in ("autoencoder", "transformer", "decoder")}
+LOGS = {name: DOCS / "measurements" / f"nano-{name}.jsonl" for name in ("autoencoder", "hardened", "transformer")}
 COLOURS = {"flow-dpm": "tab:blue", "flow-euler": "tab:orange"}
 
 
@@ -48,7 +48,9 @@ def logged(name: str, field: str) -> tuple[list[float], list[float]]:
 
 def autoencoder_curve(axis: Axes) -> None:
     """PSNR on held-out scenes while the autoencoder learns."""
-    axis.plot(*logged("autoencoder", "psnr"), marker="o", markersize=3)
+    for name in ("autoencoder", "hardened"):
+        axis.plot(*logged(name, "psnr"), marker="o", markersize=3, label=name)
+    axis.legend()
     axis.set(xlabel="autoencoder, steps of 24 pictures", ylabel="PSNR on held-out scenes, dB")
 
 

@@ -95,7 +95,7 @@ AUTOENCODERS = {
             channels=(24, 24, 48, 96, 128, 128),
             encoder_layers=(0, 1, 1, 1, 1, 1),
             decoder_layers=(0, 1, 1, 1, 1, 1),
-            scaling_factor=0.9114,
+            scaling_factor=0.61899,
         ),
         AutoencoderConfig(
             "tiny",

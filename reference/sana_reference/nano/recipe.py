@@ -29,7 +29,7 @@ VALIDATION = 512
 AUTOENCODER = replace(AUTOENCODERS["nano"], scaling_factor=1.0)  # while training; measured at the end
 TRANSFORMER = PRESETS["nano"]
 TEXT = TextConfig(vocabulary=978, dim=160, depth=3, heads=4, kv_heads=2, head_dim=32, hidden=320, query_scalar=32.0)
-GUIDANCE = 2.0  # what nano is best painted with
+GUIDANCE = 3.0  # what nano is best painted with
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Run:
 
 
 AUTOENCODER_RUN = Run(steps=2500, batch=24, rate=2e-3)
-HARDENING_RUN = Run(steps=1250, batch=24, rate=1.2e-3, decay=0.6)
-TRANSFORMER_RUN = Run(steps=2000, batch=256, rate=2e-3)
+HARDENING_RUN = Run(steps=900, batch=24, rate=1.2e-3, decay=0.6)
+TRANSFORMER_RUN = Run(steps=4400, batch=128, rate=2e-3)
 
 
 def workplace() -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from math import cos, pi, sin
+from math import ceil, cos, pi, sin
 
 import numpy as np
 from numpy.random import Generator
@@ -25,10 +25,14 @@ from sana_reference.nano.vocabulary import (
 __all__ = ["GAP", "Scene", "Thing", "draw", "random_scene", "visible"]
 
 Pixels = NDArray[np.uint8]
+Places = NDArray[np.int64]
 Point = tuple[float, float]
 
+SIDE = 128  # of the square in which scenes are measured
 SUPERSAMPLING = 4
 GAP = 5.0  # least distance between two shapes and between a shape and the border, in 128ths of the side
+LATTICE = 8  # shapes are centred on multiples of this: a world of few places is learnt in few hours
+TURNS = 8  # directions of a gradient
 CONTRAST = 95.0  # least distance in RGB between a shape and its background
 
 
@@ -52,7 +56,7 @@ class Scene:
     relation: str
     background: str
     texture: str
-    phase: float = 0.0  # turns the gradient, shifts the texture
+    phase: float = 0.0  # turns the gradient
 
     @property
     def roles(self) -> tuple[tuple[str, str, str], ...]:
@@ -148,16 +152,16 @@ def _backdrop(scene: Scene, side: int) -> NDArray[np.float32]:
     shades: dict[str, Callable[[], NDArray[np.float32]]] = {
         "plain": lambda: np.zeros_like(x),
         "gradient": lambda: 44 * (x * cos(turn) + y * sin(turn)),
-        "striped": lambda: 9 * np.sin(2 * pi * 6 * y + turn),
-        "dotted": lambda: 11 * np.sin(2 * pi * 5 * x + turn) * np.sin(2 * pi * 5 * y + turn),
+        "striped": lambda: 9 * np.sin(2 * pi * 8 * y),
+        "dotted": lambda: 11 * np.sin(2 * pi * 4 * x) * np.sin(2 * pi * 4 * y),
     }
     backdrop: NDArray[np.float32] = colour + shades[scene.texture]()[..., None]
     return backdrop
 
 
-def draw(scene: Scene, side: int = 128) -> Pixels:
+def draw(scene: Scene, side: int = SIDE) -> Pixels:
     """Paint a scene: uint8 (side, side, 3)."""
-    unit = side / 128
+    unit = side / SIDE
     picture = _backdrop(scene, side)
     for thing in scene.things:
         x, y, radius = (value * unit for value in (thing.x, thing.y, thing.radius))
@@ -179,62 +183,55 @@ def _colours_on(background: str) -> list[str]:
 
 def _radius(rng: Generator, sizes: tuple[str, ...]) -> tuple[str, float]:
     size = str(rng.choice(sizes))
-    return size, float(rng.uniform(*SIZES[size]))
+    return size, SIZES[size]
+
+
+def _centres(radius: float) -> Places:
+    """Coordinates at which a shape of this radius lies wholly inside."""
+    first = LATTICE * ceil((radius + GAP) / LATTICE)
+    return np.arange(first, SIDE - first + 1, LATTICE)
 
 
 def _alone(rng: Generator, look: tuple[str, str], place: str) -> tuple[Thing, ...]:
     """One shape in one of the nine places."""
     size, radius = _radius(rng, tuple(SIZES))
-    x, y = (_third(rng, third, radius) for third in PLACES[place])
+    centres = _centres(radius)
+    x, y = (float((SIDE / 2, centres[-1], centres[0])[third]) for third in PLACES[place])
     return (Thing(look[1], look[0], size, x, y, radius),)
 
 
-def _third(rng: Generator, third: int, radius: float) -> float:
-    """A coordinate near the middle, or near the border but wholly inside."""
-    if third == 0:
-        return float(64 + rng.uniform(-6, 6))
-    inset = radius + GAP + rng.uniform(0, 6)
-    return float(inset if third < 0 else 128 - inset)
-
-
-def _apart(rng: Generator, radii: list[float]) -> list[Point]:
+def _apart(rng: Generator, radius: float, count: int) -> list[Point]:
     """Places for shapes that neither touch each other nor the border."""
+    centres = _centres(radius)
     while True:
         points: list[Point] = []
-        for radius in radii:
-            low, high = radius + GAP, 128 - radius - GAP
-            for _ in range(30):
-                x, y = rng.uniform(low, high, 2)
-                if all(np.hypot(x - a, y - b) > radius + r + GAP for (a, b), r in zip(points, radii, strict=False)):
-                    points.append((float(x), float(y)))
-                    break
-        if len(points) == len(radii):
-            return points
+        for x, y in rng.choice(centres, (30 * count, 2)):
+            if all(np.hypot(x - a, y - b) > 2 * radius + GAP for a, b in points):
+                points.append((float(x), float(y)))
+            if len(points) == count:
+                return points
 
 
 def _group(rng: Generator, look: tuple[str, str], count: str) -> tuple[Thing, ...]:
-    """Two to four shapes that look the same, of one size."""
+    """Two to four shapes that look the same."""
     size, radius = _radius(rng, ("small", "medium"))
-    radii = [float(radius * rng.uniform(0.95, 1.05)) for _ in range(COUNTS[count])]
-    return tuple(Thing(look[1], look[0], size, x, y, r) for (x, y), r in zip(_apart(rng, radii), radii, strict=True))
+    return tuple(Thing(look[1], look[0], size, x, y, radius) for x, y in _apart(rng, radius, COUNTS[count]))
 
 
 def _pair(rng: Generator, looks: list[tuple[str, str]], relation: str) -> tuple[Thing, ...]:
     """Two shapes, the first standing clearly in `relation` to the second."""
     sized = [_radius(rng, tuple(SIZES)) for _ in looks]
-    radii = [radius for _, radius in sized]
-    distance = sum(radii) + GAP
-    span = rng.uniform(distance, max(distance, 128 - distance - GAP))
-    start = rng.uniform(radii[0] + GAP, max(radii[0] + GAP, 128 - radii[1] - GAP - span))
-    along = (start, start + span)
-    across = [float(np.clip(64 + rng.uniform(-20, 20), r + GAP, 128 - r - GAP)) for r in radii]
-    middle = sum(across) / 2
-    across = [middle + (c - middle) * min(1.0, 0.4 * span / (abs(across[0] - across[1]) + 1e-6)) for c in across]
+    while True:
+        along = [float(rng.choice(_centres(radius))) for _, radius in sized]
+        across = [SIDE / 2 + LATTICE * float(rng.integers(-2, 3)) for _ in sized]
+        span = along[1] - along[0]
+        if span > sum(radius for _, radius in sized) + GAP and abs(across[0] - across[1]) <= 0.4 * span:
+            break
     if relation in ("right of", "below"):
-        along = (128 - along[0], 128 - along[1])
+        along = [SIDE - each for each in along]
     points = zip(along, across, strict=True) if relation in ("left of", "right of") else zip(across, along, strict=True)
     return tuple(
-        Thing(kind, colour, size, float(x), float(y), radius)
+        Thing(kind, colour, size, x, y, radius)
         for (colour, kind), (size, radius), (x, y) in zip(looks, sized, points, strict=True)
     )
 
@@ -260,4 +257,4 @@ def random_scene(rng: Generator) -> Scene:
         while looks[0] == looks[1]:
             looks[1] = _look(rng, colours)
         things = _pair(rng, looks, relation)
-    return Scene(things, relation, background, str(rng.choice(TEXTURES)), float(rng.random()))
+    return Scene(things, relation, background, str(rng.choice(TEXTURES)), int(rng.integers(TURNS)) / TURNS)

@@ -56,6 +56,7 @@ def _autoencoder(steps: int | None, workers: int) -> None:
 
 
 def _harden(steps: int | None, workers: int) -> None:
+    training_pictures(), validation_pictures()
     run = replace(HARDENING_RUN, steps=steps or HARDENING_RUN.steps)
     in_workers(partial(harden_autoencoder, finished_autoencoder(scaling_factor=1.0), run), workers)
 

@@ -50,7 +50,7 @@ __all__ = [
 DROPPED = 0.1  # share of captions that are left out, for guidance
 TEMPERATURE = 1.0  # of the captions' scores
 WORDINGS = 3
-DRAWS = 2  # noises drawn for each caption: the text is computed once for both
+DRAWS = 4  # noises drawn for each caption: the text is computed once for all
 PROMPTS = (
     "a red circle",
     "a small green star in the top left corner",

@@ -30,8 +30,8 @@ BACKGROUNDS: dict[str, Rgb] = {
 
 TEXTURES = ("plain", "gradient", "striped", "dotted")
 
-SIZES: dict[str, tuple[float, float]] = {"small": (14.5, 16.5), "medium": (18.5, 20.5), "large": (23.5, 27.0)}
-"""Range of the radius, in 128ths of the picture's side."""
+SIZES: dict[str, float] = {"small": 16.0, "medium": 20.0, "large": 25.0}
+"""Radius in 128ths of the picture's side."""
 
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
