@@ -57,14 +57,14 @@ def autoencoder_curve(axis: Axes) -> None:
 def transformer_curve(axis: Axes) -> None:
     """The flow-matching loss while the transformer and the text encoder learn."""
     axis.plot(*logged("transformer", "loss"))
-    axis.set(xlabel="transformer, steps of 256 captions", ylabel="squared error of the velocity", yscale="log")
+    axis.set(xlabel="transformer, steps of 128 captions", ylabel="squared error of the velocity", yscale="log")
 
 
 def answers_curve(axis: Axes) -> None:
     """Right answers to a few held-out prompts while the transformer learns."""
     steps, shares = logged("transformer", "overall")
     axis.plot(steps, [100 * share for share in shares], marker="o", markersize=3)
-    axis.set(xlabel="transformer, steps of 256 captions", ylabel="right of 48 held-out prompts, %", ylim=(0, 100))
+    axis.set(xlabel="transformer, steps of 128 captions", ylabel="right of 48 held-out prompts, %", ylim=(0, 100))
 
 
 def guidance_curve(axis: Axes) -> None:

@@ -108,7 +108,8 @@ def _part(bundle: Bundle, name: str, settings: Settings) -> Measured:
     before = _resident_bytes()
 
     def load() -> Session:
-        return open_session(bundle.graph(name), device, SessionOptions(half_products=half))
+        options = SessionOptions(half_products=half, signature=part.signature)
+        return open_session(bundle.graph(name), device, options)
 
     session, seconds = _timed(load)
     return _measured(name, seconds, before, lambda: session.run(feeds), settings.repeats)

@@ -1,6 +1,7 @@
 """From a checkpoint to a published bundle: export, pack, paint the golden record, seal."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -62,7 +63,8 @@ def build(
     origin = model if isinstance(model, Origin) else Origin(str(model))
     on_step(BuildStep("checkpoint", 0.0, f"reading {origin.model}"))
     checkpoint, terms = _found(origin)
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    output = Path(os.path.abspath(output))  # "." has no name of its own
+    output.parent.mkdir(parents=True, exist_ok=True)
     with publishing(output) as stage:
         work = _work_folder(output, checkpoint, precision, keep=resume)
         if precision is Precision.INT8:
@@ -153,7 +155,7 @@ def _work_folder(output: Path, checkpoint: "Checkpoint", precision: Precision, *
     """Where finished parts wait until the bundle is whole; its name says what they were made from."""
     key = hashlib.sha256(f"{identity(checkpoint)} {precision.value}".encode()).hexdigest()[:12]
     folder = output.with_name(f".{output.name}.parts-{key}")
-    for old in output.absolute().parent.glob(f".{escape(output.name)}.parts-*"):
+    for old in output.parent.glob(f".{escape(output.name)}.parts-*"):
         if not keep or old.name != folder.name:
             shutil.rmtree(old)
     folder.mkdir(parents=True, exist_ok=True)

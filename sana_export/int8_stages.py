@@ -132,7 +132,7 @@ class Calibration:
             signature = self._bundle.manifest.parts["transformer"].signature
             feeds = signature.example_feeds(batch=2, height=height, width=width)
             graphs = self._bundle.graph("transformer"), self.transformer
-            found = asdict(measure_speed(*graphs, feeds))
+            found = asdict(measure_speed(*graphs, signature, feeds))
             remember(file, key, found)
         return Speed(**{**found, "latent": tuple(found["latent"])})
 

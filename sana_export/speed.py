@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 from sana_runtime.session import Device, Session, SessionOptions, open_session
+from sana_runtime.signature import Signature
 
 __all__ = ["Speed", "measure_speed"]
 
@@ -36,11 +37,13 @@ class Speed:
         return self.float_ms / self.int8_ms
 
 
-def measure_speed(float_graph: Path, int8_graph: Path, feeds: Mapping[str, NDArray[Any]]) -> Speed:
-    """Time both on the same feeds; float may use 16-bit products, its fastest form, where the processor has them."""
+def measure_speed(
+    float_graph: Path, int8_graph: Path, signature: Signature, feeds: Mapping[str, NDArray[Any]]
+) -> Speed:
+    """Time both, as the pipeline opens them, on the same feeds; float may use 16-bit products, its fastest form, where the processor has them."""
     sessions = (
-        open_session(float_graph, Device.CPU, SessionOptions(half_products=True)),
-        open_session(int8_graph, Device.CPU, SessionOptions()),
+        open_session(float_graph, Device.CPU, SessionOptions(half_products=True, signature=signature)),
+        open_session(int8_graph, Device.CPU, SessionOptions(signature=signature)),
     )
     for session in sessions:
         session.run(feeds)

@@ -107,11 +107,17 @@ def drained(terminal):
         read += piece
 
 
+def heed_interrupts():
+    """Undo what a shell does to those it starts in the background, and they to their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGINT to send to another process")
 def test_ctrl_c_stops_a_painting_and_leaves_no_file(built, tmp_path):
     arguments = ["generate", "a red circle", "-b", built("sana").path, "--steps", "1000", "--preview", "--json"]
     command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as painter:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=heed_interrupts, **pipes) as painter:
         assert painter.stdout is not None
         while json.loads(painter.stdout.readline()).get("stage") != "paint":
             pass

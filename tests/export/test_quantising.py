@@ -186,8 +186,10 @@ def test_what_is_neither_smaller_nor_faster_is_shipped_in_float(
 
 
 def test_float_and_int8_take_turns_on_the_same_feeds(float_bundle, int8_bundle):
-    feeds = float_bundle.manifest.parts["transformer"].signature.example_feeds(batch=2, height=2, width=3)
-    speed = measure_speed(float_bundle.graph("transformer"), int8_bundle.graph("transformer"), feeds)
+    signature = float_bundle.manifest.parts["transformer"].signature
+    feeds = signature.example_feeds(batch=2, height=2, width=3)
+    graphs = (bundle.graph("transformer") for bundle in (float_bundle, int8_bundle))
+    speed = measure_speed(*graphs, signature, feeds)
     assert (speed.runs, speed.latent) == (7, (2, 32, 2, 3))
     assert speed.ratio == pytest.approx(speed.float_ms / speed.int8_ms)
 

@@ -158,7 +158,7 @@ def missing_keys(value: object, path: tuple = ()):
             yield from missing_keys(entry, (*path, i))
 
 
-OPTIONAL = {"format", "golden", "preview", "kept_float", "licence_files", "multiple", "shift"}
+OPTIONAL = {"format", "golden", "preview", "kept_float", "licence_files", "multiple", "shift", "waived"}
 
 
 def test_every_key_but_the_optional_ones_is_missed(entries, validator):
