@@ -1,7 +1,6 @@
 """From a checkpoint to a published bundle: export, pack, paint the golden record, seal."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -63,7 +62,7 @@ def build(
     origin = model if isinstance(model, Origin) else Origin(str(model))
     on_step(BuildStep("checkpoint", 0.0, f"reading {origin.model}"))
     checkpoint, terms = _found(origin)
-    output = Path(os.path.abspath(output))  # "." has no name of its own
+    output = output.absolute()  # "." has no name of its own
     output.parent.mkdir(parents=True, exist_ok=True)
     with publishing(output) as stage:
         work = _work_folder(output, checkpoint, precision, keep=resume)

@@ -40,7 +40,7 @@ class Speed:
 def measure_speed(
     float_graph: Path, int8_graph: Path, signature: Signature, feeds: Mapping[str, NDArray[Any]]
 ) -> Speed:
-    """Time both, as the pipeline opens them, on the same feeds; float may use 16-bit products, its fastest form, where the processor has them."""
+    """Time both on the same feeds, opened as the pipeline does; float may use 16-bit products, its fastest form."""
     sessions = (
         open_session(float_graph, Device.CPU, SessionOptions(half_products=True, signature=signature)),
         open_session(int8_graph, Device.CPU, SessionOptions(signature=signature)),
