@@ -42,7 +42,7 @@ def main(bundle: str, output: str = "docs/images/demo.png") -> None:
             cards.append(np.asarray(labelled(picture, prompt)))
     rows = [np.concatenate(cards[i : i + 3], axis=1) for i in (0, 3)]
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).quantize(128).save(output, optimize=True)
+    Image.fromarray(np.concatenate(rows)).save(output, optimize=True)
 
 
 if __name__ == "__main__":
