@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GoldenPicture", "GoldenRequest", "fit_preview", "paint_golden"]
 
-POSITIONS = 256  # of latents that the preview is fitted to: several for each channel
+POSITIONS = 512  # of latents that the preview is fitted to: many for each channel
 FIRST_SKETCH = 100  # a seed that no golden picture has
 SKETCH_STEPS = 4
 SMALL = 30_000_000  # parameters below which a network is run in one thread
