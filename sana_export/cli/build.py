@@ -7,7 +7,6 @@ from sana_runtime.errors import BackendError
 
 from sana_export.cli.options import json_option
 from sana_export.cli.progress import Reporter
-from sana_export.steps import FINDING
 
 __all__ = ["command"]
 
@@ -47,7 +46,7 @@ def command(
     with Reporter(as_json=as_json) as reporter:
         reporter.step("start", 0.0, "starting")
         try:
-            from sana_export.build import BuildStep, build
+            from sana_export.build import build
             from sana_export.quantising import Int8Settings
         except ImportError as error:
             raise BackendError(f"building needs {error.name}; run `pip install 'sana-export[build]'`") from None
@@ -58,15 +57,10 @@ def command(
         if ctx.get_parameter_source("model") is click.core.ParameterSource.DEFAULT:
             reporter.note("no MODEL given: building nano, the small model that is built in")
 
-        def on_step(step: BuildStep) -> None:
-            if step.stage == FINDING:
-                reporter.note(step.message)
-            else:
-                reporter.step(step.stage, step.fraction, step.message)
-
         target = output or _usual_output(model, precision)
         int8 = Int8Settings(prompts, samples, force) if prompts or samples or force or precision == "int8" else None
-        bundle = build(Origin(model, **origin), target, Precision(precision), resume=resume, int8=int8, on_step=on_step)
+        source, tell = Origin(model, **origin), reporter.build_step
+        bundle = build(source, target, Precision(precision), resume=resume, int8=int8, on_step=tell)
         remember_bundle(target)
         reporter.result(str(target), bundle=str(target), digest=bundle.digest, size=bundle.size)
 

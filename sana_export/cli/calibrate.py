@@ -7,7 +7,6 @@ from sana_runtime.errors import BackendError
 
 from sana_export.cli.options import json_option
 from sana_export.cli.progress import Reporter
-from sana_export.steps import FINDING, BuildStep
 
 __all__ = ["command"]
 
@@ -31,13 +30,7 @@ def command(
             raise BackendError(f"calibration needs {error.name}; run `pip install 'sana-export[build]'`") from None
         from sana_export.latest import remember_bundle
 
-        def on_step(step: BuildStep) -> None:
-            if step.stage == FINDING:
-                reporter.note(step.message)
-            else:
-                reporter.step(step.stage, step.fraction, step.message)
-
         target = output or bundle.resolve().with_name(f"{bundle.resolve().name}-int8")
-        made = calibrate(bundle, target, Int8Settings(prompts, samples, force), on_step)
+        made = calibrate(bundle, target, Int8Settings(prompts, samples, force), reporter.build_step)
         remember_bundle(target)
         reporter.result(str(target), bundle=str(target), digest=made.digest, size=made.size)

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from sana_export.steps import FINDING, BuildStep
+
 __all__ = ["Reporter", "escaped"]
 
 QUIET_SECONDS = 5.0  # between two lines of one stage in a log
@@ -50,6 +52,13 @@ class Reporter:
         self._over.set()
         if self._bar is not None:
             self._bar.stop()
+
+    def build_step(self, step: BuildStep) -> None:
+        """Say where a build stands, or what it found out."""
+        if step.stage == FINDING:
+            self.note(step.message)
+        else:
+            self.step(step.stage, step.fraction, step.message)
 
     def step(self, stage: str, fraction: float, message: str) -> None:
         """Say where the work stands; `fraction` is of the whole."""
