@@ -2,15 +2,19 @@
 
 import contextlib
 import json
+import queue
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sana_runtime.errors import BackendError
 
 from sana_export.engines.complaints import complaint, death
 from sana_export.engines.job import BuildProgress, BuiltEngine, EngineJob
+from sana_export.engines.phases import Phases
 
 __all__ = ["OnBuildProgress", "build_engine"]
 
@@ -18,6 +22,7 @@ OnBuildProgress = Callable[[BuildProgress], None]
 START = "sana_export.engines.start" if sys.platform == "linux" else "sana_export.engines.worker"
 COMMAND = (sys.executable, "-m", START)
 OUTCOME = ("bytes", "seconds", "cpu_seconds", "peak_memory")
+BEAT = 0.5  # seconds between two reports
 PATIENCE = 0.6  # seconds in which a cancelled build ends, or is ended
 
 
@@ -36,11 +41,15 @@ def build_engine(job: EngineJob, on_progress: OnBuildProgress = lambda progress:
 
 def _outcome(job: EngineJob, process: "subprocess.Popen[str]", on_progress: OnBuildProgress) -> dict[str, Any]:
     """What the worker says it built; raises what it failed of."""
-    assert process.stdout
-    for event in map(_event, process.stdout):
+    phases = Phases()
+    for event in _events(process):
         kind = event.get("event")
-        if kind == "progress":
-            on_progress(BuildProgress(job.part, event["fraction"], event["seconds_left"], event["message"]))
+        if kind == "phase":
+            phases.begin(event["name"])
+        elif kind == "step":
+            phases.step()
+        elif kind == "beat":
+            on_progress(BuildProgress(job.part, *phases.now()))
         elif kind == "failed":
             raise complaint(job, event["errors"])
         elif kind == "refused":
@@ -50,6 +59,32 @@ def _outcome(job: EngineJob, process: "subprocess.Popen[str]", on_progress: OnBu
         elif kind == "built":
             return event
     raise death(job, process.wait())
+
+
+def _events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
+    """What the worker says until it ends, and every so often that time has passed."""
+    assert process.stdout
+    lines: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_hand_over, args=(process.stdout, lines), daemon=True).start()
+    due = time.monotonic()
+    while True:
+        try:
+            line = lines.get(timeout=max(0.0, due - time.monotonic()))
+        except queue.Empty:
+            due = time.monotonic() + BEAT
+            yield {"event": "beat"}
+            continue
+        if line is None:
+            return
+        yield _event(line)
+
+
+def _hand_over(stream: Iterable[str], lines: "queue.Queue[str | None]") -> None:
+    """Put every line, and None for the end."""
+    with contextlib.suppress(ValueError):  # closed while we read: the build was stopped
+        for line in stream:
+            lines.put(line)
+    lines.put(None)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 The library's parser ends its process at a plugin that it cannot load, its first logger is a process's logger for good,
 and a build does not listen while it compiles. So a build has a process, which reads a job from the first line of its
-standard input, stops when that input ends, and reports in JSON lines on standard output.
+standard input, stops when that input ends, and reports in JSON lines on standard output. It says what the library
+does when the library does it, never by the clock: the same work in the same order asks for the same memory, and by the
+addresses of that memory TensorRT-RTX 1.7 orders what it writes.
 """
 
 import json
@@ -18,34 +20,31 @@ from sana_runtime.errors import SanaError
 from sana_export.engines.adapt import adapted
 from sana_export.engines.job import EngineJob
 from sana_export.engines.library import Library, load_library
-from sana_export.engines.monitor import Phases
 
 __all__ = ["main"]
 
-BEAT = 0.5  # seconds between two reports
 GRACE = 0.3  # seconds that a cancelled build has to end by itself
 INTERRUPTED = 130
 
 
 def main() -> None:
     """Serve the job on standard input."""
-    job, phases = EngineJob.from_json(sys.stdin.readline()), Phases()
-    threading.Thread(target=_stop_with_input, args=(phases,), daemon=True).start()
-    threading.Thread(target=_report, args=(phases,), daemon=True).start()
+    job, cancelled = EngineJob.from_json(sys.stdin.readline()), threading.Event()
+    threading.Thread(target=_stop_with_input, args=(cancelled,), daemon=True).start()
     try:
-        _serve(job, phases)
+        _serve(job, cancelled)
     except (SanaError, RuntimeError) as error:  # RuntimeError: the plugin's own errors are of that kind
         _say(event="refused", message=" ".join(str(error).split()))
     except Exception:  # our own bug: whoever asked shall see it
         _say(event="crashed", traceback=traceback.format_exc())
 
 
-def _serve(job: EngineJob, phases: Phases) -> None:
+def _serve(job: EngineJob, cancelled: threading.Event) -> None:
     began = time.monotonic()
     trt = load_library(job.library)
     log = _logger(trt)
-    engine = _built(trt, log, job, phases)
-    if phases.cancelled.is_set():
+    engine = _built(trt, log, job, cancelled)
+    if cancelled.is_set():
         os._exit(INTERRUPTED)
     if engine is None:
         _say(event="failed", errors=log.errors)
@@ -56,7 +55,7 @@ def _serve(job: EngineJob, phases: Phases) -> None:
     _say(event="built", **times, bytes=engine.nbytes, peak_memory=_peak_memory())
 
 
-def _built(trt: Any, log: Any, job: EngineJob, phases: Phases) -> Any:
+def _built(trt: Any, log: Any, job: EngineJob, cancelled: threading.Event) -> Any:
     """The engine, or None when the library refused; why is in the log."""
     if job.plugin:
         from sana_plugins.tensorrt.plugin import register
@@ -71,7 +70,7 @@ def _built(trt: Any, log: Any, job: EngineJob, phases: Phases) -> Any:
         log.errors.extend(parser.get_error(i).desc() for i in range(parser.num_errors))
         return None
     settings = _settings(trt, builder, job)
-    settings.progress_monitor = monitor = _monitor(trt, phases)
+    settings.progress_monitor = monitor = _monitor(trt, cancelled)
     try:
         return builder.build_serialized_network(network, settings)
     finally:
@@ -113,15 +112,16 @@ def _logger(trt: Any) -> Any:
     return Log()
 
 
-def _monitor(trt: Any, phases: Phases) -> Any:
+def _monitor(trt: Any, cancelled: threading.Event) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Hands the library's phases on."""
 
         def phase_start(self, name: str, _parent: str | None, _steps: int) -> None:
-            phases.begin(name)
+            _say(event="phase", name=name)
 
         def step_complete(self, _name: str, _step: int) -> bool:
-            return phases.step()
+            _say(event="step")
+            return not cancelled.is_set()
 
         def phase_finish(self, _name: str) -> None:
             """The next phase says it."""
@@ -129,19 +129,12 @@ def _monitor(trt: Any, phases: Phases) -> Any:
     return Monitor()
 
 
-def _stop_with_input(phases: Phases) -> None:
+def _stop_with_input(cancelled: threading.Event) -> None:
     """When whoever asked goes away, or closes the input, the build is over."""
     sys.stdin.read()
-    phases.cancelled.set()
+    cancelled.set()
     time.sleep(GRACE)
     os._exit(INTERRUPTED)
-
-
-def _report(phases: Phases) -> None:
-    while True:
-        fraction, left, message = phases.now()
-        _say(event="progress", fraction=fraction, seconds_left=left, message=message)
-        time.sleep(BEAT)
 
 
 def _say(**fields: Any) -> None:

@@ -1,6 +1,5 @@
 """How far a build is, from what the library reports of its phases."""
 
-import threading
 import time
 
 __all__ = ["Phases"]
@@ -15,14 +14,13 @@ LAST = 0.95  # of the whole: more is never claimed before the end
 
 
 class Phases:
-    """The phases of one build. Safe from any thread."""
+    """The phases of one build."""
 
     def __init__(self) -> None:
         self._began: float | None = None
         self._compiling: float | None = None
         self._seen = 0
         self._message = "reading the graph"
-        self.cancelled = threading.Event()
 
     def begin(self, name: str) -> None:
         """A phase has begun."""
@@ -32,10 +30,9 @@ class Phases:
         if name == COMPILING and self._compiling is None:
             self._compiling = time.monotonic()
 
-    def step(self) -> bool:
-        """A step was taken; whether the build is to go on."""
+    def step(self) -> None:
+        """A step was taken."""
         self._seen += 1
-        return not self.cancelled.is_set()
 
     def now(self) -> tuple[float, float | None, str]:
         """The fraction that is done, the seconds that are left if that can be known, and what goes on."""
