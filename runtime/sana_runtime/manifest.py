@@ -3,8 +3,9 @@
 `parse` refuses what is not exactly this; `dump` writes the one canonical text. docs/bundle-format.md explains it.
 """
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from sana_runtime.errors import BundleError
@@ -13,7 +14,7 @@ from sana_runtime.names import DATA, FILE, GRAPH, LICENCE
 from sana_runtime.rules import Choice, Keys, Length, Range, Text
 from sana_runtime.signature import COMPRESSION, DTYPES, PARTS, Axis, Signature, TensorSpec
 from sana_runtime.solver import SHIFTS, SOLVERS
-from sana_runtime.strict import Refinements, load
+from sana_runtime.strict import WRITTEN, Refinements, load
 from sana_runtime.strict import dump as canonical
 
 __all__ = [
@@ -38,6 +39,9 @@ REQUIRED_PARTS = ("text_encoder", "caption", "transformer", "decoder")
 REQUIRED_FILES = ("tokenizer.json", "prompt.json")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 
+Digest = Annotated[str, Text(r"[0-9a-f]{64}", "64 hexadecimal digits in lower case")]
+UNSEALED = "0" * 64  # what stands in the place of the manifest's own digest while that is computed
+
 Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9._+ -]{0,99}", "a short name")]
 Identifier = Text(r"[A-Za-z_][A-Za-z0-9_]{0,99}", "an identifier")
 Pixels = Annotated[int, Range(COMPRESSION, 65536)]
@@ -52,7 +56,7 @@ class FileEntry:
     """Length and digest of one file."""
 
     size: int
-    sha256: Annotated[str, Text(r"[0-9a-f]{64}", "64 hexadecimal digits in lower case")]
+    sha256: Digest
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ class Manifest:
     preview: PreviewMap | None = None
     waived: Annotated[tuple[str, ...], Length(0, 100)] = ()  # limits of the quality gate it was published in spite of
     format: Annotated[int, Range(FORMAT, FORMAT)] = FORMAT
+    sha256: Digest = field(default=UNSEALED, compare=False, metadata=WRITTEN)  # of the text as it was read
 
     @property
     def latent(self) -> TensorSpec:
@@ -173,14 +178,22 @@ def parse(content: bytes, where: str = MANIFEST) -> Manifest:
     manifest = load(Manifest, content, where, REFINEMENTS)
     for complaint in complaints(manifest):
         raise BundleError(f"{where}: {complaint}; build the bundle again")
+    if _digest(content, manifest.sha256) != manifest.sha256:
+        raise BundleError(f"{where} changed since it was packed; build the bundle again")
     return manifest
 
 
 def dump(manifest: Manifest) -> bytes:
     """The canonical text of a manifest that `parse` accepts; the same manifest gives the same bytes."""
-    content = canonical(manifest)
+    unsealed = canonical(replace(manifest, sha256=UNSEALED))
+    content = canonical(replace(manifest, sha256=_digest(unsealed, UNSEALED)))
     parse(content)
     return content
+
+
+def _digest(content: bytes, own: str) -> str:
+    """The sha256 of a manifest's text, with zeros wherever its `own` digest stands."""
+    return hashlib.sha256(content.replace(own.encode(), UNSEALED.encode())).hexdigest()
 
 
 def schema() -> dict[str, Any]:

@@ -15,10 +15,11 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 from sana_runtime.errors import BundleError
 from sana_runtime.rules import USUAL, Rule, shown
 
-__all__ = ["Refinements", "declared_fields", "dump", "load"]
+__all__ = ["WRITTEN", "Refinements", "declared_fields", "dump", "load"]
 
 T = TypeVar("T")
 Refinements = Mapping[tuple[type, str], Rule]  # rules for the fields of dataclasses that are declared elsewhere
+WRITTEN = {"written": True}  # metadata of a field that every text must have, though our own code need not give it
 SCALARS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -173,4 +174,5 @@ def _refined(hint: Any, rule: Rule | None) -> Any:
 
 
 def _optional(field: "Field[Any]") -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
+    defaulted = field.default is not MISSING or field.default_factory is not MISSING
+    return defaulted and not field.metadata.get("written")

@@ -7,6 +7,7 @@ import random
 import time
 from copy import deepcopy
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import jsonschema
@@ -36,11 +37,11 @@ def refusal(content: bytes) -> str:
     return str(caught.value)
 
 
-def test_the_text_is_canonical(sealed_bundle):
+def test_the_text_is_canonical(sealed_bundle, vouched):
     content = (sealed_bundle / "manifest.json").read_bytes()
     manifest = parse(content)
     assert dump(manifest) == content == dump(parse(dump(manifest)))
-    shuffled = json.dumps(dict(reversed(json.loads(content).items())), indent=4).encode()
+    shuffled = vouched(dict(reversed(json.loads(content).items())))
     assert dump(parse(shuffled)) == content, "order and white space of the input leave no trace"
 
 
@@ -56,6 +57,29 @@ def test_every_field_survives(sealed_bundle):
     )
     assert parse(dump(changed)) == changed
     assert parse(dump(manifest)) == manifest
+
+
+def test_the_text_carries_its_own_digest_with_zeros_in_its_place(sealed_bundle):
+    content = (sealed_bundle / "manifest.json").read_bytes()
+    own = json.loads(content)["sha256"]
+    assert content.count(own.encode()) == 1
+    assert sha256(content.replace(own.encode(), b"0" * 64)).hexdigest() == own
+
+
+def test_a_manifest_without_its_digest_or_with_anothers_is_refused_in_one_clear_line(entries):
+    without = {name: entry for name, entry in entries.items() if name != "sha256"}
+    assert refusal(json.dumps(without).encode()) == "manifest.json: $ lacks 'sha256'; build the bundle again"
+    for wrong in ("0" * 64, "1" * 64, entries["files"]["decoder.data"]["sha256"]):
+        text = json.dumps({**entries, "sha256": wrong}).encode()
+        assert refusal(text) == "manifest.json changed since it was packed; build the bundle again"
+
+
+def test_every_single_flipped_bit_is_noticed(sealed_bundle):
+    original = (sealed_bundle / "manifest.json").read_bytes()
+    for bit in random.Random(23).sample(range(8 * len(original)), 400):
+        flipped = bytearray(original)
+        flipped[bit // 8] ^= 1 << bit % 8
+        refusal(bytes(flipped))
 
 
 def test_the_published_schema_is_the_one_that_the_code_makes():
@@ -246,12 +270,12 @@ def mutate(value: object, random: random.Random, depth: int = 0) -> object:
     return random.choice(VALUES)
 
 
-def test_thousands_of_mutated_manifests_give_a_manifest_or_a_one_line_error(entries, validator):
+def test_thousands_of_mutated_manifests_give_a_manifest_or_a_one_line_error(entries, validator, vouched):
     generator = random.Random(20)
     accepted, agreed, slowest = 0, 0, 0.0
     for _ in range(MUTATIONS):
         wrong = mutate(entries, generator)
-        content = json.dumps(wrong).encode()
+        content = vouched(wrong)
         start = time.process_time()
         try:
             manifest = parse(content)
@@ -261,26 +285,26 @@ def test_thousands_of_mutated_manifests_give_a_manifest_or_a_one_line_error(entr
             accepted += 1
             assert parse(dump(manifest)) == manifest
             if accepted <= 40:
-                assert validator.is_valid(wrong), "the schema refuses what we accept"
+                assert validator.is_valid(json.loads(content)), "the schema refuses what we accept"
                 agreed += 1
         slowest = max(slowest, time.process_time() - start)
     assert 20 < accepted < 0.6 * MUTATIONS and agreed > 20, "the mutations reach both sides"
     assert slowest < 5, "none takes for ever"
 
 
-def test_the_schema_refuses_what_the_parser_refuses_but_for_disagreements(entries, validator):
+def test_the_schema_refuses_what_the_parser_refuses_but_for_disagreements(entries, validator, vouched):
     """Structure is the schema's business; a text that only `complaints` refuses is well-formed to it."""
     generator = random.Random(21)
     refused = 0
     for _ in range(150):
-        wrong = mutate(entries, generator)
+        content = vouched(mutate(entries, generator))
         try:
-            parse(json.dumps(wrong).encode())
+            parse(content)
         except BundleError as error:
             crossed = any(word in str(error) for word in DISAGREEMENTS)
             if crossed or WHOLE_FLOAT in str(error):
                 continue
-            assert not validator.is_valid(wrong), str(error)
+            assert not validator.is_valid(json.loads(content)), str(error)
             refused += 1
     assert refused > 50
 
