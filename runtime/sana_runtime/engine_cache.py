@@ -13,20 +13,17 @@ import hmac
 import json
 import os
 import secrets
-import stat
 import struct
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import platformdirs
 
-from sana_runtime.errors import BackendError, MemoryLimitError
-from sana_runtime.publish import FULL
+from sana_runtime.private_files import make_private, open_private, replace_private
 
 __all__ = ["EngineCache", "EngineEntry", "EngineKey", "engine_folder", "graph_digest"]
 
@@ -112,7 +109,7 @@ class EngineCache:
 
     def prepare(self) -> None:
         """Make the folder, private to the user."""
-        _make_private(self.folder)
+        make_private(self.folder)
 
     def load(self, key: EngineKey) -> bytes | None:
         """The engine for `key`, whole and ours, or None; what is there but is neither is removed."""
@@ -135,7 +132,7 @@ class EngineCache:
         head = MAGIC + struct.pack("<I", len(note)) + note
         mac = hmac.new(self._key(), head, hashlib.sha256)
         mac.update(engine)
-        with _replacing(target) as file:
+        with replace_private(target) as file:
             for piece in (mac.digest(), head, engine):
                 file.write(piece)
         self._make_room(keep=target)
@@ -153,14 +150,14 @@ class EngineCache:
         """Files that may hold the engine: the one of that name, and those that say they serve more capabilities."""
         if not self.folder.is_dir():
             return []
-        _make_private(self.folder)
+        make_private(self.folder)
         exact = self.folder / key.file
         others = [entry.path for entry in self.entries() if entry.path != exact and entry.key.serves(key)]
         return [exact, *others] if os.path.lexists(exact) else others
 
     def _read(self, path: Path, key: EngineKey) -> bytes:
         """The checked engine in `path`; ValueError says what is wrong with it."""
-        with _opened(path) as file:
+        with open_private(path) as file:
             mac = file.read(MAC_BYTES)
             held, head = _read_note(file)
             engine = file.read()
@@ -175,13 +172,13 @@ class EngineCache:
 
     def _key(self) -> bytes:
         """The user's signing key, made at first need, and anew when others could have read it."""
-        with suppress(OSError, ValueError), _opened(self._secret) as file:
+        with suppress(OSError, ValueError), open_private(self._secret) as file:
             key = file.read(KEY_BYTES + 1)
             if len(key) == KEY_BYTES:
                 return key
-        _make_private(self._secret.parent, mode=None)
+        make_private(self._secret.parent, mode=None)
         key = secrets.token_bytes(KEY_BYTES)
-        with _replacing(self._secret) as file:
+        with replace_private(self._secret) as file:
             file.write(key)
         return self._secret.read_bytes()  # of two processes that come here at once, the later one's counts for both
 
@@ -224,7 +221,7 @@ def _read_note(file: BinaryIO) -> tuple[EngineKey, bytes]:
 
 
 def _entry(path: Path) -> EngineEntry | None:
-    with suppress(OSError, ValueError), _opened(path) as file:
+    with suppress(OSError, ValueError), open_private(path) as file:
         file.seek(MAC_BYTES)
         held = os.fstat(file.fileno())
         return EngineEntry(path, _read_note(file)[0], held.st_size, held.st_mtime)
@@ -244,51 +241,3 @@ def _check_header(engine: bytes, key: EngineKey) -> None:
     missing = [capability for capability in key.capabilities if not mask & RTX_BITS.get(capability, 0)]
     if missing:
         raise ValueError(f"it does not run on compute capability {missing[0] / 10}")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A plain file that is the user's own and closed to others, open for reading; ValueError when it is not."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    with os.fdopen(os.open(path, flags), "rb") as file:
-        held = os.fstat(file.fileno())
-        if not stat.S_ISREG(held.st_mode):
-            raise ValueError("it is not a plain file")
-        if os.name == "posix" and (held.st_uid != os.getuid() or held.st_mode & 0o077):
-            raise ValueError("other users can read or write it, or own it")
-        yield file
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A file, private to the user, that takes the place of `target` when the block ends well."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", suffix=".part", dir=target.parent)  # mode 0600
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        if error.errno in FULL:
-            raise MemoryLimitError(f"{target.parent}: the disk is full; run `sana-export cache clear`") from error
-        raise BackendError(f"{target.parent} cannot be written ({error.strerror}); make it writable") from error
-
-
-def _make_private(folder: Path, mode: int | None = 0o700) -> None:
-    """Make `folder` if need be, and refuse one that others may write to."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise BackendError(f"{folder} cannot be made ({error.strerror}); move what is in its way") from error
-    held = folder.lstat()
-    if os.name != "posix":
-        return
-    if stat.S_ISLNK(held.st_mode) or held.st_uid != os.getuid():
-        raise BackendError(f"{folder} is a link or another user's; remove it, so that a private one can be made")
-    if mode is not None and stat.S_IMODE(held.st_mode) != mode:
-        folder.chmod(mode)
