@@ -23,7 +23,7 @@ from sana_calibration.edit import Editor
 from sana_calibration.products import Product, chosen, find_products, share
 from sana_calibration.rounding import LEVELS, SMALLEST, column_codes, column_steps
 
-__all__ = ["SCHEME", "Int8Writer", "Quantised", "Variant", "quantise"]
+__all__ = ["SCHEME", "Int8Writer", "Quantised", "Variant", "quantise", "write_dequantised"]
 
 SCHEME = "int8: weights symmetric per output channel, activations symmetric per token"
 
@@ -121,10 +121,14 @@ def _unit(editor: Editor, operand: ir.DataType) -> ir.Value:
 
 def _portable_product(editor: Editor, product: Product, tokens: Codes) -> ir.Value:
     """The product in fp32, but for the tokens' steps."""
+    return editor.node("MatMul", [tokens.values, write_dequantised(editor, product)], "MatMul")
+
+
+def write_dequantised(editor: Editor, product: Product) -> ir.Value:
+    """The product's weight as INT8 represents it, in fp32; only codes and steps are stored."""
     zeros = editor.constant(f"int8.zeros_{product.columns}", np.zeros(product.columns), np.int8)
     inputs = [_weight_codes(editor, product), _weight_steps(editor, product), zeros]
-    weight = editor.node("DequantizeLinear", inputs, "weight", FLOAT, {"axis": 1})
-    return editor.node("MatMul", [tokens.values, weight], "MatMul")
+    return editor.node("DequantizeLinear", inputs, "weight", FLOAT, {"axis": 1})
 
 
 def _turing_product(editor: Editor, product: Product, tokens: Codes) -> ir.Value:

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["narrow_weights"]
+__all__ = ["narrow_weights", "widen_weights"]
 
 SMALLEST = 1024  # numbers; less is no saving
 HALF_LIMIT = 65504.0
@@ -17,6 +17,39 @@ def narrow_weights(model: ir.Model, dtype: ir.DataType) -> int:
     for value in wide:
         _narrow(model.graph, value, _fitting(value, dtype), first)
     return len(wide)
+
+
+def widen_weights(model: ir.Model) -> ir.DataType | None:
+    """Undo `narrow_weights`: the graph that reads fp32 weights again; returns what they were narrowed to, if they were.
+
+    The numbers are those that were stored, so that narrowing them again loses nothing.
+    """
+    casts = [node for node in model.graph if _widens(node)]
+    kinds = [_restore(model.graph, cast) for cast in casts]
+    return kinds[0] if kinds else None
+
+
+def _widens(node: ir.Node) -> bool:
+    """Whether it is a Cast of a stored weight to fp32."""
+    stored = node.inputs[0] if node.op_type == "Cast" else None
+    return stored is not None and stored.const_value is not None and node.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def _restore(graph: ir.Graph, cast: ir.Node) -> ir.DataType:
+    value = cast.inputs[0]
+    assert value is not None and value.const_value is not None
+    stored, dtype = value.const_value, ir.DataType(value.const_value.dtype)
+
+    def widened() -> ir.TensorProtocol:
+        return ir.Tensor(np.asarray(stored.numpy()).astype(np.float32), name=value.name)
+
+    ir.convenience.replace_all_uses_with(cast.outputs[0], value)
+    graph.remove(cast, safe=True)
+    value.const_value = ir.LazyTensor(
+        widened, dtype=ir.DataType.FLOAT, shape=ir.Shape(stored.shape), name=str(value.name)
+    )
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    return dtype
 
 
 def _is_weight(value: ir.Value) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sana_runtime.session import Device, SessionOptions, open_session
 
-from sana_export.passes.narrow_weights import narrow_weights
+from sana_export.passes.narrow_weights import narrow_weights, widen_weights
 from sana_export.precision import Precision, scheme_of, stored_as
 from sana_export.saving import data_file, save_graph
 
@@ -47,6 +47,20 @@ def test_a_narrowed_graph_computes_in_fp32_with_rounded_weights(tmp_path, device
     expected = x @ weight.astype(dtype.numpy()).astype(np.float32) + 1
     actual = open_session(tmp_path / "layer.onnx", device, SessionOptions(threads=1)).run({"x": x})["y"]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_widened_and_narrowed_again_a_graph_is_the_same_to_the_byte(tmp_path, dtype):
+    model = layer(RNG.standard_normal((48, 64)).astype(np.float32))
+    narrow_weights(model, dtype)
+    save_graph(model, tmp_path / "narrow.onnx")
+    again = ir.load(tmp_path / "narrow.onnx")
+    assert widen_weights(again) == dtype
+    assert [node.op_type for node in again.graph] == ["MatMul", "Add"]
+    assert widen_weights(again) is None
+    narrow_weights(again, dtype)
+    save_graph(again, tmp_path / "again.onnx")
+    assert data_file(tmp_path / "again.onnx").read_bytes() == data_file(tmp_path / "narrow.onnx").read_bytes()
 
 
 def test_tables_and_remembered_states_keep_their_precision():
