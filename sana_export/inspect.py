@@ -1,10 +1,13 @@
 """What is in a bundle, for people and for programs."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sana_runtime.bundle import Bundle, open_bundle
 from sana_runtime.onnx_operators import operators
+
+from sana_export.layers import layers
 
 __all__ = ["describe", "render"]
 
@@ -27,6 +30,8 @@ def describe(path: Path) -> dict[str, Any]:
         },
         "parts": {name: _part(bundle, name) for name in manifest.parts},
         "golden": [record.least_psnr for record in manifest.golden],
+        "waived": list(manifest.waived),
+        "files": {name: asdict(entry) for name, entry in manifest.files.items()},
     }
 
 
@@ -42,6 +47,7 @@ def _part(bundle: Bundle, name: str) -> dict[str, Any]:
         "operators": dict(sorted(counted.items(), key=lambda item: (-item[1], item[0]))),
         "licence": part.source.licence,
         "kept_float": dict(part.kept_float),
+        "layers": [asdict(layer) for layer in layers(bundle.graph(name))],
     }
 
 

@@ -4,20 +4,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from sana_export.html_page import bar, document, table
+
 __all__ = ["page"]
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1e; }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
-.good { color: #14713d } .bad { color: #a8201a } .quiet { color: #6b6b70 }
-figure { margin: 1rem 0 } figure img { width: 31%; min-width: 8rem; margin-right: 1.5%; image-rendering: auto }
-.bar { background: #3b6ea8; height: .7rem; display: inline-block; vertical-align: middle }
-.float .bar { background: #b9852b }
-svg { width: 100%; height: auto; font-size: 11px }
-"""
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 220, 60, 30  # of the chart, and of its margins
 
 
@@ -35,11 +25,7 @@ def page(report: dict[str, Any], pictures: Sequence[tuple[str, str, str]]) -> st
             _calibration(report["calibration"]),
         ]
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return document(title, body)
 
 
 def _summary(report: dict[str, Any]) -> str:
@@ -61,7 +47,7 @@ def _summary(report: dict[str, Any]) -> str:
         ("velocity error, worst timestep", _worst(gate), f"at most {limits['velocity_error']:g}"),
         ("multiplications of the transformer's products in INT8", f"{report['int8_share']:.2%}", ""),
     ]
-    return f"{verdict}{_table(('', 'measured', 'required'), rows)}<p>{escape(report['speed']['verdict'])}.</p>"
+    return f"{verdict}{table(('', 'measured', 'required'), rows)}<p>{escape(report['speed']['verdict'])}.</p>"
 
 
 def _worst(gate: dict[str, Any]) -> str:
@@ -127,8 +113,7 @@ def _products(products: Sequence[dict[str, Any]]) -> str:
         f"<td>{'INT8' if each['int8'] else 'float: ' + escape(each['why_float'])}</td>"
         f"<td>{_shown(each['rounding_error_plain'])} → {_shown(each['rounding_error'])}</td>"
         f"<td>{escape(each['smoothing'])}</td>"
-        f'<td><span class="bar" style="width:{6 * (each["effect"] or largest) / largest:.2f}rem"></span> '
-        f"{_shown(each['effect'])}</td></tr>"
+        f"<td>{bar((each['effect'] or largest) / largest)}{_shown(each['effect'])}</td></tr>"
         for each in products
     )
     head = "".join(f"<th>{name}</th>" for name in ("product", "computed in", "rounding error", "smoothing", "effect"))
@@ -139,11 +124,12 @@ def _products(products: Sequence[dict[str, Any]]) -> str:
 
 
 def _parts(report: dict[str, Any]) -> str:
-    rows = [
-        (part["part"], part["scheme"], "; ".join(f"{name}: {why}" for name, why in part["kept_float"].items()))
-        for part in report["parts"]
-    ]
-    return f"<h2>Parts</h2>{_table(('part', 'scheme', 'layers that stay float'), rows)}"
+    rows = [(part["part"], part["scheme"], part["verdict"], _told(part["kept_float"])) for part in report["parts"]]
+    return f"<h2>Parts</h2>{table(('part', 'scheme', 'verdict', 'layers that stay float'), rows)}"
+
+
+def _told(kept_float: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in kept_float.items())
 
 
 def _calibration(told: dict[str, Any]) -> str:
@@ -158,12 +144,6 @@ def _calibration(told: dict[str, Any]) -> str:
         f"<h2>Calibration</h2><p>{escape(about)}</p>{f'<p>Left out or cut off:</p><ul>{found}</ul>' if found else ''}"
         f"<details><summary>Prompts</summary><ol>{items}</ol></details>"
     )
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{titles}</tr>{lines}</table>"
 
 
 def _shown(value: float | None) -> str:

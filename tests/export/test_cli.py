@@ -69,7 +69,7 @@ OPTIONS = {
     "evaluate": {"--each", "--steps", "--guidance", "--sheet", "--device", "--json"},
     "engine": {"--target", "--sm", "--plugin", "--no-plugin", "--part", "--json"},
     "bench": {"--repeats", "--size", "--steps", "--device", "--json"},
-    "inspect": {"--engine", "--json"},
+    "inspect": {"--engine", "--html", "--json"},
     "info": {"--json"},
     "serve": {
         "--host", "--port", "--api-key", "--allow-host", "--queue", "--max-steps", "--unfetched", "--device", "--json",
@@ -151,7 +151,7 @@ def test_metadata_is_left_out_on_request(run, bundle):
 
 def test_inspect_lists_every_part_with_its_operators(run, bundle):
     code, out, _ = run("inspect", bundle, "--json")
-    described = json.loads(out)
+    described = json.loads(out.splitlines()[-1])
     assert code == 0
     assert sorted(described["parts"]) == ["caption", "decoder", "encoder", "text_encoder", "transformer"]
     assert described["parts"]["transformer"]["operators"]["ReluLinearAttention"] == 2  # one a block
