@@ -25,9 +25,10 @@ import platformdirs
 
 from sana_runtime.private_files import make_private, open_private, replace_private
 
-__all__ = ["EngineCache", "EngineEntry", "EngineKey", "engine_folder", "graph_digest"]
+__all__ = ["ALL_SIZES", "EngineCache", "EngineEntry", "EngineKey", "engine_folder", "graph_digest"]
 
 MAGIC = b"SANAENG1"
+ALL_SIZES = "all"
 RECIPE = "recipe 1"  # another number makes every engine that was built before stale
 MAC_BYTES, KEY_BYTES = 32, 32
 LONGEST_NOTE = 1 << 16
@@ -52,6 +53,7 @@ class EngineKey:
     precision: str  # the part's, as the manifest names it
     profile: str  # `profile_digest` of its shapes
     plugin: bool  # whether it needs the attention plugin
+    sizes: str = ALL_SIZES  # of pictures: all that the bundle allows, or a `Span`, in words
 
     def serves(self, wanted: "EngineKey") -> bool:
         """Whether an engine with this key is one for `wanted`: the same, on at least its capabilities."""

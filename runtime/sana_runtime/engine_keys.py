@@ -1,8 +1,8 @@
 """What the engine of a bundle's part is kept under: builder and runtime must agree on it."""
 
 from sana_runtime.bundle import Bundle
-from sana_runtime.engine_cache import EngineKey, graph_digest
-from sana_runtime.engine_shapes import engine_signature, profile_digest
+from sana_runtime.engine_cache import ALL_SIZES, EngineKey, graph_digest
+from sana_runtime.engine_shapes import Span, engine_signature, has_sizes, profile_digest
 from sana_runtime.onnx_operators import operators
 
 __all__ = ["engine_files", "engine_key"]
@@ -18,9 +18,15 @@ def engine_files(bundle: Bundle, part: str) -> tuple[str, ...]:
 
 
 def engine_key(
-    bundle: Bundle, part: str, library: tuple[str, str], capabilities: tuple[int, ...], *, plugin: bool = True
+    bundle: Bundle,
+    part: str,
+    library: tuple[str, str],
+    capabilities: tuple[int, ...],
+    *,
+    plugin: bool = True,
+    span: Span | None = None,
 ) -> EngineKey:
-    """The key for `library` (its module's name and its version); `plugin` counts where the graph has use for it."""
+    """The key for `library` (its module's name and its version); `plugin` and `span` count where the part has them."""
     described, (name, version) = bundle.manifest.parts[part], library
     return EngineKey(
         part=part,
@@ -29,6 +35,7 @@ def engine_key(
         version=version,
         capabilities=tuple(sorted(capabilities)),
         precision=described.precision,
-        profile=profile_digest(engine_signature(described.signature).profiles()),
+        profile=profile_digest(engine_signature(described.signature, span).profiles()),
         plugin=plugin and bool(operators(bundle.graph(part))[ATTENTION]),
+        sizes=str(span) if span and has_sizes(described.signature) else ALL_SIZES,
     )

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from sana_runtime.bundle import Bundle, open_bundle
 from sana_runtime.conditioning import Conditioner
-from sana_runtime.engine_shapes import engine_signature
+from sana_runtime.engine_shapes import Span, engine_signature
 from sana_runtime.errors import UsageError
 from sana_runtime.guidance import Guidance
 from sana_runtime.manifest import Defaults
-from sana_runtime.memory import available_memory, fits_together
+from sana_runtime.memory import available_memory
+from sana_runtime.memory_plan import keeps_all
 from sana_runtime.painting import Painting
 from sana_runtime.parts import Parts
 from sana_runtime.picture import Picture, Recipe
@@ -32,12 +33,13 @@ __all__ = ["Pipeline"]
 class Pipeline:
     """Paints pictures from one bundle. Safe to call from several threads: they take turns."""
 
-    def __init__(self, bundle: Bundle, parts: Parts, devices: Mapping[str, Device]) -> None:
+    def __init__(self, bundle: Bundle, parts: Parts, devices: Mapping[str, Device], span: Span | None = None) -> None:
+        """`span` is what the engines take, where there are any and they take less than all that the bundle paints."""
         self._bundle = bundle
         self._parts = parts
         self._device = "+".join(sorted({chosen.value for chosen in devices.values()}))
         self._conditioner = Conditioner(parts.run, bundle.tokenizer(), bundle.prompt_rules())
-        self._signatures = {name: _signature(bundle, name, devices[name]) for name in bundle.manifest.parts}
+        self._signatures = {name: _signature(bundle, name, devices[name], span) for name in bundle.manifest.parts}
         self._turn = threading.Lock()
         self._painter: int | None = None  # the thread whose turn it is
 
@@ -46,23 +48,24 @@ class Pipeline:
         """Open a bundle; `device` is auto, a device's name, or names by part (the others are auto)."""
         bundle = open_bundle(Path(path))
         devices = _devices(bundle, device)
+        span = None
         if any(chosen.runs_engines for chosen in devices.values()):
             from sana_runtime.engines import require_engines
 
-            require_engines(bundle, devices)
+            span = require_engines(bundle, devices)
 
         def load(name: str) -> Session:
             if devices[name].runs_engines:
                 from sana_runtime.engines import open_engine
 
-                return open_engine(bundle, name, devices[name])
+                return open_engine(bundle, name, devices[name], span)
             part = bundle.manifest.parts[name]
             half = part.precision in ("bf16", "fp16")
             options = SessionOptions(half_products=half, threads=threads, signature=part.signature)
             return open_session(bundle.graph(name), devices[name], options)
 
-        together = fits_together(bundle.size, available_memory())
-        return cls(bundle, Parts(load, together=together), devices)
+        together = keeps_all(bundle, available_memory())
+        return cls(bundle, Parts(load, together=together), devices, span)
 
     def generate(
         self,
@@ -185,10 +188,10 @@ def _devices(bundle: Bundle, device: str | Mapping[str, str]) -> dict[str, Devic
     return {name: _device(wanted.get(name, "auto")) for name in bundle.manifest.parts}
 
 
-def _signature(bundle: Bundle, part: str, device: Device) -> Signature:
+def _signature(bundle: Bundle, part: str, device: Device, span: Span | None) -> Signature:
     """What may be fed to a part: an engine takes fewer sizes than the graph it was built from."""
     signature = bundle.manifest.parts[part].signature
-    return engine_signature(signature) if device.runs_engines else signature
+    return engine_signature(signature, span) if device.runs_engines else signature
 
 
 def _device(name: str) -> Device:

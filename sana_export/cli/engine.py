@@ -24,35 +24,33 @@ def _capabilities(ctx: click.Context, param: click.Parameter, value: str | None)
 @click.command("engine")
 @bundle_argument
 @click.option("--target", type=click.Choice(tuple(TARGETS)), default="rtx", show_default=True)
-@click.option(
-    "--sm", "capabilities", callback=_capabilities, help="Compute capabilities, such as 75,86,89,120; this machine's."
-)
+@click.option("--sm", callback=_capabilities, help="Compute capabilities, such as 75,86,89,120; this machine's.")
 @click.option("--plugin/--no-plugin", default=True, show_default=True, help="Attention in our kernels or TensorRT's.")
+@click.option(
+    "--sizes",
+    default="all",
+    show_default=True,
+    help="Of pictures: 1024 for the formats of about as many pixels as that square, or some, as 1024x1024,1216x832.",
+)
 @click.option("--part", "parts", multiple=True, help="Only this part; may be given more than once.")
 @json_option
-def command(
-    bundle: Path, target: str, capabilities: tuple[int, ...], plugin: bool, parts: tuple[str, ...], as_json: bool
-) -> None:
+def command(bundle: Path, as_json: bool, **options: Any) -> None:
     """Build the engines of BUNDLE into the cache; for RTX cards that needs no card."""
     from sana_runtime.bundle import open_bundle
     from sana_runtime.engine_cache import EngineCache
 
+    from sana_export.cli.engine_progress import engine_progress
     from sana_export.engines.bundle import EngineRequest, build_engines
-    from sana_export.engines.cards import capabilities_here
-    from sana_export.engines.job import BuildProgress
+    from sana_export.engines.cards import capabilities_for
     from sana_export.engines.library import Library
     from sana_export.engines.report import describe_outcomes, render_outcomes
+    from sana_export.engines.sizes import span_of
 
-    if capabilities and target == "tensorrt":
-        raise UsageError("--sm has no effect with --target tensorrt, which builds for the card at hand; leave it out")
+    library = Library(TARGETS[options["target"]])
     with Reporter(as_json=as_json) as reporter:
-
-        def on_progress(progress: BuildProgress) -> None:
-            left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left else ""
-            reporter.step(progress.part, progress.fraction, f"{progress.part}: {progress.message}{left}")
-
-        request = EngineRequest(capabilities or capabilities_here(), Library(TARGETS[target]), plugin, parts)
-        cache = EngineCache(note=reporter.note)
-        outcomes = build_engines(open_bundle(bundle), request, cache, on_progress)
-    described: list[dict[str, Any]] = describe_outcomes(outcomes)
+        capabilities, opened = capabilities_for(library, options["sm"]), open_bundle(bundle)
+        span = span_of(options["sizes"], opened.manifest)
+        request = EngineRequest(capabilities, library, options["plugin"], options["parts"], span)
+        outcomes = build_engines(opened, request, EngineCache(note=reporter.note), engine_progress(reporter))
+    described = describe_outcomes(outcomes)
     reporter.result(render_outcomes(described), engines=described)

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from sana_runtime.bundle import Bundle
 from sana_runtime.engine_cache import EngineCache, EngineKey
 from sana_runtime.engine_keys import engine_files, engine_key
-from sana_runtime.engine_shapes import engine_signature
+from sana_runtime.engine_shapes import Span, engine_signature
 from sana_runtime.errors import BackendError, BundleError, BusyError, UsageError
 from sana_runtime.signature import PARTS
 
@@ -36,6 +36,7 @@ class EngineRequest:
     library: Library = Library.RTX
     plugin: bool = True
     parts: tuple[str, ...] = ()  # all that the bundle has, when empty
+    span: Span | None = None  # of the pictures; all that the bundle paints, when None
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def build_engines(
         """Each build's progress as a share of them all."""
         return lambda one: on_progress(replace(one, fraction=(index + one.fraction) / len(keys)))
 
-    outcomes = tuple(_outcome(bundle, key, cache, nth(i)) for i, key in enumerate(keys))
+    outcomes = tuple(_outcome(bundle, key, request.span, cache, nth(i)) for i, key in enumerate(keys))
     if all(outcome.path is None for outcome in outcomes):
         raise BackendError(outcomes[0].refusal)
     return outcomes
@@ -77,7 +78,7 @@ def _keys(bundle: Bundle, request: EngineRequest) -> list[EngineKey]:
         raise UsageError(f"{bundle.path} has no part {missing[0]}; it has {', '.join(bundle.manifest.parts)}")
     library = (request.library.value, version_of(request.library))
     return [
-        engine_key(bundle, part, library, together, plugin=request.plugin)
+        engine_key(bundle, part, library, together, plugin=request.plugin, span=request.span)
         for part in parts
         for together in _groups(request)
     ]
@@ -99,20 +100,24 @@ def _groups(request: EngineRequest) -> Iterator[tuple[int, ...]]:
         yield others
 
 
-def _outcome(bundle: Bundle, key: EngineKey, cache: EngineCache, on_progress: OnBuildProgress) -> EngineOutcome:
+def _outcome(
+    bundle: Bundle, key: EngineKey, span: Span | None, cache: EngineCache, on_progress: OnBuildProgress
+) -> EngineOutcome:
     kept = cache.load(key)
     if kept is not None:
         return EngineOutcome(key, cache.folder / key.file)
     try:
         _check_precision(key)
         _check_files(bundle, key.part)
-        return _built(bundle, key, cache, on_progress)
+        return _built(bundle, key, span, cache, on_progress)
     except BackendError as error:
         return EngineOutcome(key, None, refusal=str(error))
 
 
-def _built(bundle: Bundle, key: EngineKey, cache: EngineCache, on_progress: OnBuildProgress) -> EngineOutcome:
-    signature = engine_signature(bundle.manifest.parts[key.part].signature)
+def _built(
+    bundle: Bundle, key: EngineKey, span: Span | None, cache: EngineCache, on_progress: OnBuildProgress
+) -> EngineOutcome:
+    signature = engine_signature(bundle.manifest.parts[key.part].signature, span)
     with _alone(cache, key), tempfile.TemporaryDirectory(prefix="building-", dir=cache.folder) as folder:
         job = EngineJob(
             part=key.part,

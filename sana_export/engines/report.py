@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sana_runtime.engine_cache import EngineCache
+from sana_runtime.engine_cache import ALL_SIZES, EngineCache
 from sana_runtime.errors import UsageError
 
 from sana_export.engines.bundle import EngineOutcome
@@ -30,6 +30,7 @@ def describe_outcomes(outcomes: Sequence[EngineOutcome]) -> list[dict[str, Any]]
             "capabilities": list(outcome.key.capabilities),
             "precision": outcome.key.precision,
             "plugin": outcome.key.plugin,
+            "sizes": outcome.key.sizes,
             "engine": str(outcome.path) if outcome.path else None,
             "bytes": outcome.path.stat().st_size if outcome.path else 0,
             "seconds": round(outcome.built.seconds, 1) if outcome.built else None,
@@ -50,7 +51,8 @@ def _outcome_line(entry: dict[str, Any]) -> str:
         return f"not built: {entry['refusal']}"
     capabilities = ", ".join(f"{one / 10}" for one in entry["capabilities"])
     plugin = ", with the attention plugin" if entry["plugin"] else ""
-    head = f"{entry['part']:<14}{entry['precision']} for {capabilities}{plugin}: {entry['bytes'] / 1e6:.1f} MB"
+    sizes = f", sizes {entry['sizes']}" if entry["sizes"] != ALL_SIZES else ""
+    head = f"{entry['part']:<14}{entry['precision']} for {capabilities}{plugin}{sizes}: {entry['bytes'] / 1e6:.1f} MB"
     if entry["seconds"] is None:
         return f"{head}, was there already"
     return f"{head}, {entry['seconds']:.0f} s, {entry['peak_memory'] / 1e9:.2f} GB of memory"

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from sana_runtime.bundle import open_bundle
 
 from sana_export.cli.main import main
 
@@ -53,7 +54,22 @@ def test_an_engine_is_built_once_shown_listed_and_built_again_when_a_bit_of_it_h
     code, result, said = run(*command)
     assert code == 0 and result["engines"][0]["seconds"] > 0
     assert "damaged, or was not made here" in said
-    assert kept.read_bytes() == whole
+    assert run(*command)[1]["engines"][0]["seconds"] is None  # whole again
+
+
+@needs_library
+def test_an_engine_for_fewer_sizes_takes_less_memory_and_is_kept_beside_the_other(built, run):
+    manifest = open_bundle(built("sana").path).manifest
+    height, width = manifest.defaults.size
+    command = ("engine", built("sana").path, "--sm", "89", "--part", "transformer")
+    native = f"{width}x{height}"
+    for sizes, told in (("all", "all"), (native, f"{native} {native} {native}")):
+        (entry,) = run(*command, "--sizes", sizes)[1]["engines"]
+        assert entry["seconds"] > 0 and entry["sizes"] == told
+    kept = run("cache", "ls")[1]["engines"]
+    memory = [run("inspect", "--engine", entry["path"])[1]["activation_bytes"] for entry in kept]
+    assert [entry["sizes"] == "all" for entry in kept] == [False, True]
+    assert memory[0] < memory[1]
 
 
 @needs_library
@@ -70,6 +86,7 @@ def test_what_turing_cannot_compute_is_refused_in_one_sentence_with_exit_code_5(
         (("--sm", "42"), "is not known; choose from 75"),
         (("--sm", "89", "--part", "nose"), "has no part nose"),
         (("--sm", "89", "--target", "tensorrt"), "has no effect"),
+        (("--sm", "89", "--sizes", "huge"), "give all, a side"),
     ],
 )
 @needs_library

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from sana_runtime.engine_cache import EngineCache, EngineKey, graph_digest
-from sana_runtime.engine_shapes import engine_signature, profile_digest
+from sana_runtime.engine_shapes import Span, engine_signature, has_sizes, profile_digest
 from sana_runtime.errors import BackendError
 from sana_runtime.signature import Sizes, signatures
 
@@ -58,6 +58,7 @@ def test_an_engine_comes_back_as_it_was_kept(cache, notes):
         {"precision": "int8"},
         {"profile": "f" * 16},
         {"plugin": False},
+        {"sizes": "512x512 1024x1024 2048x2048"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -236,6 +237,32 @@ def test_an_engines_signature_accepts_no_more_than_its_graphs():
         for spec, limited in zip(signature.inputs, engine_signature(signature).inputs, strict=True):
             for (_, axis), (_, less) in zip(spec.axes(), limited.axes(), strict=True):
                 assert axis.min == less.min <= less.optimum <= less.max <= axis.max
+
+
+LANDSCAPE = Span.around([(1024, 1024), (768, 1536), (512, 2048)])
+
+
+def test_a_span_holds_every_size_it_was_made_of_and_reads_what_it_wrote():
+    assert (LANDSCAPE.smallest, LANDSCAPE.usual, LANDSCAPE.largest) == ((512, 1024), (1024, 1024), (1024, 2048))
+    assert str(LANDSCAPE) == "1024x512 1024x1024 2048x1024"
+    assert Span.parse(str(LANDSCAPE)) == LANDSCAPE
+    for text in ("all", "1x1 2x2", "1x1 2x2 3x3 4x4", "1x1 2x2 axb", "1x1x1 2 3"):
+        with pytest.raises(ValueError):
+            Span.parse(text)
+
+
+def test_a_spans_engines_take_its_sizes_and_no_others():
+    taken = {name: engine_signature(signature, LANDSCAPE).profiles() for name, signature in SIGNATURES.items()}
+    assert taken["transformer"]["latent"] == ((1, 32, 16, 32), (2, 32, 32, 32), (2, 32, 32, 64))
+    assert taken["encoder"]["image"] == ((1, 512, 1024, 3), (1, 1024, 1024, 3), (1, 1024, 2048, 3))
+    assert taken["decoder"]["latent"] == ((1, 32, 16, 16), (1, 32, 32, 32), (1, 32, 32, 32))  # tiles, as ever
+    for name in ("text_encoder", "caption"):
+        assert taken[name] == engine_signature(SIGNATURES[name]).profiles() and not has_sizes(SIGNATURES[name])
+
+
+def test_a_span_gives_an_engine_nothing_that_its_graph_does_not_take():
+    signature = engine_signature(SIGNATURES["transformer"], Span((32, 32), (9000, 9000), (9000, 9000)))
+    assert signature.profiles()["latent"] == ((1, 32, 16, 16), (2, 32, 128, 128), (2, 32, 128, 128))
 
 
 def test_other_shapes_have_another_digest():

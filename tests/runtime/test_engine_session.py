@@ -1,7 +1,9 @@
 """Engine sessions: buffers, graphs, compiled kernels and refusals, over a fake library and card; no GPU is claimed."""
 
 import gc
+import os
 import sys
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from sana_runtime.engine_cache import EngineCache
 from sana_runtime.engine_keys import engine_key
 from sana_runtime.engine_library import PLUGINS, EngineLibrary
 from sana_runtime.engine_session import EngineSession
+from sana_runtime.engine_shapes import Span
 from sana_runtime.errors import BackendError, MemoryLimitError, UsageError
 from sana_runtime.session import Device, Interrupted
 
@@ -246,8 +249,8 @@ def machine(monkeypatch, tmp_path, sealed_bundle):
     return SimpleNamespace(bundle=open_bundle(sealed_bundle), driver=driver, module=module, cache=EngineCache())
 
 
-def keep_engine(machine, *, plugin):
-    key = engine_key(machine.bundle, "transformer", ("tensorrt_rtx", "1.7.1.116"), (86, 89), plugin=plugin)
+def keep_engine(machine, *, plugin, part="transformer", span=None):
+    key = engine_key(machine.bundle, part, ("tensorrt_rtx", "1.7.1.116"), (86, 89), plugin=plugin, span=span)
     header = bytearray(64)
     header[24:28], header[32] = bytes((1, 7, 1, 116)), 0x0C
     return key, machine.cache.store(key, bytes(header) + (b"plugin" if plugin else b"body"))
@@ -276,6 +279,26 @@ def test_a_kept_engine_is_run_the_one_with_the_plugin_first_and_its_compiled_ker
     session.run({"x": np.zeros((1, 4), np.float32)})
     engines.open_engine(machine.bundle, "transformer", Device.RTX)
     assert machine.module.compiled.given == b"compiled"
+
+
+def test_of_engines_for_several_sizes_those_last_asked_for_are_run_as_far_as_every_part_has_one(machine):
+    small, both = Span((256, 256), (256, 256), (256, 512)), RTX | {"decoder": Device.RTX}
+    for age, span in enumerate((small, None)):
+        _, path = keep_engine(machine, plugin=True, span=span)
+        os.utime(path, (1 - age, 1 - age))
+    assert engines.require_engines(machine.bundle, RTX) == small
+    engines.open_engine(machine.bundle, "transformer", Device.RTX)
+    assert engines.require_engines(machine.bundle, RTX) is None  # the other one was just used
+
+    keep_engine(machine, plugin=True, part="decoder", span=small)
+    assert engines.require_engines(machine.bundle, both) == small
+    engines.open_engine(machine.bundle, "decoder", Device.RTX, small)
+
+
+def test_sizes_that_make_no_sense_are_passed_over(machine):
+    key, path = keep_engine(machine, plugin=True)
+    machine.cache.store(replace(key, sizes="as another version writes them"), path.read_bytes())
+    assert engines.require_engines(machine.bundle, RTX) is None
 
 
 def test_an_engine_with_a_single_changed_bit_is_never_handed_to_the_library(machine):
