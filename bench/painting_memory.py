@@ -36,7 +36,7 @@ def most_while_painting(bundle: Path, size: tuple[int, int], steps: int, *, toge
         while not over.wait(SAMPLE_SECONDS):
             seen.append(anonymous())
 
-    vars(pipeline_module)["fits_together"] = lambda *_: together
+    vars(pipeline_module)["keeps_all"] = lambda *_: together
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from sana_runtime.batches import run_in_batches
 from sana_runtime.bundle import Bundle
 from sana_runtime.conditioning import Conditioner
-from sana_runtime.memory import available_memory, fits_together
+from sana_runtime.memory import available_memory
+from sana_runtime.memory_plan import keeps_all
 from sana_runtime.parts import Parts
 from sana_runtime.session import Arrays, Device, Session, SessionOptions, open_session
 from sana_runtime.solver import Latent
@@ -42,7 +43,7 @@ class Loaded:
         self._bundle = bundle
         self._graphs = dict(graphs or {})
         self._signatures = {name: part.signature for name, part in bundle.manifest.parts.items()}
-        together = fits_together(bundle.size, available_memory())
+        together = keeps_all(bundle, available_memory())
         self.parts = Parts(self._load, together=together, check=_accept)  # who measures says more of what is not finite
         conditioner = Conditioner(self.parts.run, bundle.tokenizer(), bundle.prompt_rules(), cache_bytes=CONDITIONS)
         self.model = Model(self._signatures["transformer"], conditioner, source_key(bundle) + key)

@@ -1,11 +1,10 @@
-"""How much memory there is, and whether a bundle's parts stay loaded side by side."""
+"""How much memory there is."""
 
 import os
 from pathlib import Path
 
-__all__ = ["WORKING_SET", "available_memory", "fits_together"]
+__all__ = ["available_memory"]
 
-WORKING_SET = 600 << 20  # libraries, activations of one picture, pixels
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -13,11 +12,6 @@ def available_memory() -> int | None:
     """Bytes that this process may still take; None where the system does not say."""
     limits = [limit for limit in (_free_of_system(), _free_of_cgroup()) if limit is not None]
     return min(limits, default=None)
-
-
-def fits_together(part_bytes: int, available: int | None) -> bool:
-    """Whether all parts may stay loaded: they and the working set leave a quarter of the memory to others."""
-    return available is not None and part_bytes + WORKING_SET <= available * 3 // 4
 
 
 def _free_of_system() -> int | None:
@@ -34,10 +28,12 @@ def _free_of_system() -> int | None:
 
 
 def _free_of_cgroup() -> int | None:
-    """What a container's own limit leaves."""
+    """What a container's own limit leaves; files that the system only caches make room when they have to."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
-        used = (CGROUP / "memory.current").read_text().strip()
-        return None if limit == "max" else int(limit) - int(used)
-    except (OSError, ValueError):
+        used = int((CGROUP / "memory.current").read_text())
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        cached = sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
+        return None if limit == "max" else int(limit) - used + cached
+    except (OSError, ValueError, IndexError):
         return None

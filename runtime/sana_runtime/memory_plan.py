@@ -12,7 +12,17 @@ from sana_runtime.bundle import Bundle
 from sana_runtime.onnx_operators import Weight, weights
 from sana_runtime.signature import COMPRESSION
 
-__all__ = ["LARGEST_TILE", "Layout", "PartMemory", "all_loaded", "of_bundle", "one_at_a_time", "working_memory"]
+__all__ = [
+    "LARGEST_TILE",
+    "Layout",
+    "PartMemory",
+    "all_loaded",
+    "fits",
+    "keeps_all",
+    "of_bundle",
+    "one_at_a_time",
+    "working_memory",
+]
 
 # Measured with OpenVINO on parts of full size. All activations that live at once, in bytes for each channel of the
 # widest layer and each of its positions: the layer's own, and about five times as much around it.
@@ -70,6 +80,18 @@ def one_at_a_time(parts: Iterable[PartMemory], tokenizer: int) -> int:
 def all_loaded(parts: Iterable[PartMemory], tokenizer: int) -> int:
     """What painting takes when every part stays, but for the encoder, which only repainting loads."""
     return LIBRARIES + TOKENIZER * tokenizer + sum(part.total for part in parts if part.name not in RARE)
+
+
+def fits(taken: int, available: int | None) -> bool:
+    """Whether painting may take so much: it leaves a quarter of the memory to others. Not where nothing is known."""
+    return available is not None and taken <= available * 3 // 4
+
+
+def keeps_all(bundle: Bundle, available: int | None) -> bool:
+    """Whether every part of a bundle may stay loaded while it paints pictures of its usual size."""
+    manifest = bundle.manifest
+    parts = of_bundle(bundle, manifest.defaults.size)
+    return fits(all_loaded(parts, manifest.files["tokenizer.json"].size), available)
 
 
 def of_bundle(bundle: Bundle, size: tuple[int, int]) -> tuple[PartMemory, ...]:

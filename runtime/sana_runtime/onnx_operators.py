@@ -36,8 +36,8 @@ def weights(path: Path) -> Iterator[Weight]:
             for field in _inside(walker, tensor.data, TENSOR, "dims")
             for size in (walker.varints(field.data) if field.kind == BYTES else (field.number,))
         )
-        (kind,) = _inside(walker, tensor.data, TENSOR, "data_type")
-        yield Weight(dims, math.prod(dims) * BITS.get(kind.number, 0) // 8)
+        kinds = [field.number for field in _inside(walker, tensor.data, TENSOR, "data_type")]
+        yield Weight(dims, math.prod(dims) * max((BITS.get(kind, 0) for kind in kinds), default=0) // 8)
 
 
 def _graph(walker: Walker, path: Path) -> memoryview:
