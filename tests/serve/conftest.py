@@ -2,14 +2,19 @@
 
 import importlib.util
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
+import onnx_ir as ir
 import pytest
+from sana_calibration.quantise import quantise
+from sana_runtime.bundle import open_bundle, seal
 
+from sana_export.saving import save_graph
 from sana_export.serve.limits import Limits
 from sana_export.serve.server import Options, Server, open_server
 
@@ -22,6 +27,7 @@ if not NAMED:
     SPEC.loader.exec_module(EXPORTER)
     built = EXPORTER.built
 
+SCHEME = "int8-channel-token"
 LONG = {"prompt": "a red circle", "steps": 1000, "size": "128x128", "n": 4}  # takes longer than any test waits
 
 
@@ -29,6 +35,21 @@ LONG = {"prompt": "a red circle", "steps": 1000, "size": "128x128", "n": 4}  # t
 def bundle(request: pytest.FixtureRequest) -> Path:
     """A small bundle."""
     return Path(NAMED) if NAMED else request.getfixturevalue("built")("sana").path
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with its wide products plainly rounded: not judged, but INT8 in truth."""
+    manifest = open_bundle(bundle).manifest
+    if manifest.precision == "int8":
+        pytest.skip("the bundle that was named is INT8 itself")
+    folder = tmp_path_factory.mktemp("int8") / "bundle"
+    shutil.copytree(bundle, folder)
+    model = ir.load(bundle / "transformer.onnx")
+    quantise(model)
+    save_graph(model, folder / "transformer.onnx")
+    parts = {**manifest.parts, "transformer": replace(manifest.parts["transformer"], precision="int8", scheme=SCHEME)}
+    return seal(folder, replace(manifest, precision="int8", parts=parts)).path
 
 
 @dataclass
@@ -99,11 +120,11 @@ def running(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def serve(bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """A function that starts a server with options of its own; the test may stop it, too."""
+    """A function that starts a server with more bundles and options of its own; the test may stop it, too."""
     begun: list[Running] = []
 
-    def begin(count: int = 1, **options) -> Running:
-        begun.append(start([bundle] * count, **{"unfetched": tmp_path / "unfetched", **options}))
+    def begin(*others: Path, **options) -> Running:
+        begun.append(start([bundle, *others], **{"unfetched": tmp_path / "unfetched", **options}))
         return begun[-1]
 
     yield begin

@@ -137,6 +137,48 @@ def test_the_keyboard_reaches_everything_in_order(page):
     assert "paint" in wanted
 
 
+def test_int8_and_float_are_painted_side_by_side_from_one_seed(tab, serve, int8_bundle):
+    server = serve(int8_bundle)
+    names = [model["id"] for model in server.get("/v1/capabilities").json()["models"]]
+    assert [name.rpartition("-")[2] for name in names] == ["fp32", "int8"]
+    tab.look(1280, 860)
+    tab.open(server.url)
+    tab.evaluate("""document.querySelector('#models input[value="*"]').click()""")
+    order(tab, steps=3)
+    tab.wait("document.querySelectorAll('.frame img.fine').length === 2")
+    shoot(tab, "page-side-by-side")
+    told = tab.evaluate("[...document.querySelectorAll('.pane figcaption span:first-child')].map((e) => e.innerText)")
+    assert [line.partition(":")[0] for line in told] == names
+    assert len({line.partition(": ")[2] for line in told}) == 1
+    places = tab.evaluate(PLACES)
+    assert places[0]["y"] == places[1]["y"] and places[0]["x"] + places[0]["width"] <= places[1]["x"]
+    assert 0 < tab.evaluate(APART) < 8  # of 255: two pictures, and the same scene
+    assert tab.evaluate("document.querySelectorAll('#gallery li').length") == 2
+    tab.look(390, 844)
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.evaluate(PLACES)[0]["x"] == tab.evaluate(PLACES)[1]["x"]
+    order(tab, steps=1000)
+    tab.wait(BUSY)
+    tab.press("Escape", 27)
+    tab.wait("document.querySelectorAll('.pane.stopped').length === 2")
+
+
+PLACES = "[...document.querySelectorAll('.frame')].map((frame) => frame.getBoundingClientRect().toJSON())"
+# The mean distance of the two pictures' colours.
+APART = """
+(() => {
+  const [first, second] = [...document.querySelectorAll(".frame img")].map((image) => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    return context.getImageData(0, 0, canvas.width, canvas.height).data;
+  });
+  return first.reduce((sum, value, i) => sum + Math.abs(value - second[i]), 0) / first.length;
+})()
+"""
+
+
 def test_the_key_is_asked_for_once(tab, serve):
     server = serve(key="a long enough key")
     tab.leave()

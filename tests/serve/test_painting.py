@@ -223,8 +223,8 @@ def test_metrics_count_what_was_done(running):
     assert lines["sana_export_queue_jobs"] == "0"
 
 
-def test_two_bundles_are_served_side_by_side(serve):
-    both = serve(2)
+def test_two_bundles_are_served_side_by_side(serve, bundle):
+    both = serve(bundle)
     first, second = (model["id"] for model in both.get("/v1/capabilities").json()["models"])
     assert first != second
     jobs = [both.begin(model=name, seed=3) for name in (first, second)]

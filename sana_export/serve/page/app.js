@@ -91,13 +91,14 @@ function offerModels() {
 }
 
 function offerSizes() {
-  const model = about.models.find(({ id }) => id === modelsChosen()[0]);
+  const [model, ...others] = modelsChosen().map((name) => about.models.find(({ id }) => id === name));
+  const sizes = model.sizes.filter((size) => others.every((other) => other.sizes.includes(size))); // what all can paint
   const now = chosen("size") ?? remembered.size;
-  const rows = model.sizes.map((size) => {
+  const rows = sizes.map((size) => {
     const [width, height] = sides(size);
     return { value: size, text: `${width} × ${height}`, ratio: width / height };
   });
-  chips($("#sizes .chips"), "size", rows, model.sizes.includes(now) ? now : model.defaults.size);
+  chips($("#sizes .chips"), "size", rows, [now, model.defaults.size, sizes[0]].find((size) => sizes.includes(size)));
 }
 
 function tell() {
