@@ -31,7 +31,7 @@ AUTOENCODER = {
     "encoder_qkv_multiscales": ((), (), (), (5,), (5,), (5,)),
     "decoder_qkv_multiscales": ((), (), (), (5,), (5,), (5,)),
     "upsample_block_type": "interpolate",
-    "downsample_block_type": "conv",
+    "downsample_block_type": "Conv",
     "decoder_norm_types": "rms_norm",
     "decoder_act_fns": "silu",
     "scaling_factor": 0.41407,
