@@ -18,6 +18,8 @@ LIBRARIES = {
     "openvino": ("2026.0", "the fast engine on CPUs", "sana-export"),
     "onnxruntime": ("1.27", "the portable engine", "sana-export"),
     "tensorrt-rtx": ("1.7", "engines for RTX cards", "sana-export[rtx]"),
+    "tensorrt": ("11", "engines of full TensorRT, for data-centre cards", "sana-export[tensorrt]"),
+    "cuda-bindings": ("13", "running engines on a card", "sana-export[rtx]"),
     "torch": ("2.11", "building bundles", "sana-export[build]"),
     "onnx": ("1.21", "building bundles", "sana-export[build]"),
     "Pillow": ("12.1.1", "picture files", "sana-export"),
@@ -29,14 +31,16 @@ def examine() -> dict[str, Any]:
     """Everything that `doctor` shows."""
     features = [feature for feature in FEATURES if feature in _processor_flags()]
     libraries = {name: _library(name, least) for name, (least, _, _) in LIBRARIES.items()}
+    cards = _cards()
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "features": features,
         "memory": available_memory(),
-        "cards": _cards(),
+        "cards": cards,
         "libraries": libraries,
+        "more": _more(cards, libraries),
         **_recommended(features, libraries),
     }
 
@@ -58,7 +62,7 @@ def render(found: dict[str, Any]) -> str:
         old = f"{state['version']}, older than {least}; run: pip install -U '{extra}'"
         told = missing if state["version"] is None else f"{state['version']}, {use}" if state["usable"] else old
         lines.append(f"{name:<15}{told}")
-    return "\n".join([*lines, "", advice])
+    return "\n".join([*lines, "", advice, *([f"more       {found['more']}"] if found["more"] else [])])
 
 
 def _recommended(features: list[str], libraries: dict[str, Any]) -> dict[str, str]:
@@ -72,6 +76,19 @@ def _recommended(features: list[str], libraries: dict[str, Any]) -> dict[str, st
     if {"avx512_bf16", "amx_bf16"} & set(features):
         return {"device": "cpu", "precision": "bf16", "why": "this processor multiplies bfloat16 natively"}
     return {"device": "cpu", "precision": "fp32", "why": "this processor has no 16-bit products, so fp32 is as fast"}
+
+
+def _more(cards: list[str], libraries: dict[str, Any]) -> str:
+    """What would let a card that is here paint; empty without one."""
+    if not cards:
+        return ""
+    engines = [name for name in ("tensorrt-rtx", "tensorrt") if libraries[name]["usable"]]
+    if not engines:
+        return "a card is here, but no library that builds engines for it: pip install 'sana-export[rtx]'"
+    extra = "rtx" if engines[0] == "tensorrt-rtx" else "tensorrt"
+    if not libraries["cuda-bindings"]["usable"]:
+        return f"{engines[0]} is here, but not what runs its engines: pip install -U 'sana-export[{extra}]'"
+    return f"for the card: `sana-export engine --target {extra}`, once for each bundle, then --device {extra}"
 
 
 def _library(name: str, least: str) -> dict[str, Any]:
