@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from sana_runtime.errors import BackendError
 
-from sana_export.cli.options import json_option
+from sana_export.cli.options import calibration_options, json_option
 from sana_export.cli.progress import Reporter
 
 __all__ = ["command"]
@@ -22,11 +22,7 @@ PRECISIONS = ("int8", "bf16", "fp16", "fp32")
 @click.option("--revision", help="Branch or commit of a Hugging Face id.")
 @click.option("--variant", help="Kind of weight files, such as fp16.")
 @click.option("--resume", is_flag=True, help="Keep the parts that an interrupted build of the same model finished.")
-@click.option(
-    "--prompts", type=click.Path(path_type=Path), help="Prompts to calibrate int8 on: a txt, jsonl or csv file."
-)
-@click.option("--samples", type=click.IntRange(min=1), help="How many of them to paint.")
-@click.option("--force", is_flag=True, help="Publish int8 also when it fails the quality gate; the manifest says so.")
+@calibration_options
 @json_option
 @click.pass_context
 def command(

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from sana_runtime.errors import BackendError
 
-from sana_export.cli.options import json_option
+from sana_export.cli.options import calibration_options, json_option
 from sana_export.cli.progress import Reporter
 
 __all__ = ["command"]
@@ -14,9 +14,7 @@ __all__ = ["command"]
 @click.command("calibrate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write; BUNDLE-int8 when left out.")
-@click.option("--prompts", type=click.Path(path_type=Path), help="Prompts to calibrate on: a txt, jsonl or csv file.")
-@click.option("--samples", type=click.IntRange(min=1), help="How many of them to paint.")
-@click.option("--force", is_flag=True, help="Publish also what fails the quality gate; the manifest says so.")
+@calibration_options
 @json_option
 def command(
     bundle: Path, output: Path | None, prompts: Path | None, samples: int | None, force: bool, as_json: bool

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from sana_runtime.errors import UsageError
 
-__all__ = ["SIZE", "bundle_argument", "bundle_option", "device_option", "json_option"]
+__all__ = ["SIZE", "bundle_argument", "bundle_option", "calibration_options", "device_option", "json_option"]
 
 
 class Size(click.ParamType[tuple[int, int]]):
@@ -55,3 +55,14 @@ device_option = click.option(
     help="auto, cpu (OpenVINO), onnxruntime, cuda, directml or webgpu; with engines: rtx or tensorrt.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
+
+
+def calibration_options(command: Command) -> Command:
+    """--prompts, --samples and --force, which say how INT8 is calibrated and judged."""
+    for option in (
+        click.option("--force", is_flag=True, help="Publish also what fails the quality gate; the manifest says so."),
+        click.option("--samples", type=click.IntRange(min=1), help="How many of them to paint."),
+        click.option("--prompts", type=click.Path(path_type=Path), help="Prompts to calibrate on: txt, jsonl or csv."),
+    ):
+        command = option(command)
+    return command
