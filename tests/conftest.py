@@ -15,6 +15,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+os.environ["SANA_EXPORT_COMPILED"] = "off"  # nothing is kept in the user's own folders; what tests it turns it on
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # several tests load onnxruntime by themselves
+
 LOCAL = ("localhost", "127.", "::1", "0.0.0.0", "::")
 
 

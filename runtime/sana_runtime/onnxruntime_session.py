@@ -5,12 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sana_runtime.bfloat16 import widened
 from sana_runtime.errors import BackendError, MemoryLimitError
 from sana_runtime.session import Arrays, Device, Interrupted, SessionOptions, contiguous
+from sana_runtime.unreported import declining
+
+with declining("ORT_DISABLE_TELEMETRY"):  # or since 1.29 it sends names and digests of graphs, and marks the machine
+    import onnxruntime as ort
+
+ort.disable_telemetry_events()  # what Windows builds leave to the system
 
 __all__ = ["OnnxruntimeSession"]
 

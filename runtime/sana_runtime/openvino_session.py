@@ -1,26 +1,37 @@
 """Graphs on the CPU through OpenVINO, the fastest engine there."""
 
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset14 as op
-from openvino.frontend import FrontEnd, FrontEndManager, NodeContext
-from openvino.frontend.onnx import ConversionExtension
 
-from sana_runtime.errors import BackendError, MemoryLimitError
+from sana_runtime.compiled_models import CompiledModels, keeping, origin
+from sana_runtime.errors import BackendError, MemoryLimitError, SanaError
+from sana_runtime.memory import available_memory
 from sana_runtime.session import Arrays, Interrupted, SessionOptions, contiguous
 from sana_runtime.signature import Signature
+from sana_runtime.unreported import without
+
+with without("openvino_telemetry"):  # or each import is told to an analytics service, and counted in the home folder
+    import openvino as ov
+    from openvino import opset14 as op
+    from openvino.frontend import FrontEnd, FrontEndManager, NodeContext
+    from openvino.frontend.onnx import ConversionExtension
 
 __all__ = ["OpenVinoSession"]
 
 EVERY_STEP = "timestep"  # an input of a part that is run many times for one picture
 ROWS = "rows"  # of text
+RECIPE = 1  # another number makes every compiled model that was kept before stale
+WORTH_KEEPING = 0.25  # seconds of compiling
+LARGEST_KEPT = 2 << 30  # bytes of weights: to check and read back more takes as long as to compile
+COPIES = 4  # of the weights: memory that must be free to write them down
 KEPT = 2  # sizes that stay compiled: guidance halves the batch where it is switched off for some of the steps
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # by input; -1 is any size
@@ -72,6 +83,11 @@ def _properties(options: SessionOptions) -> dict[str, Any]:
     return properties
 
 
+def _weight_bytes(graph: Path) -> int:
+    data = graph.with_suffix(".data")
+    return data.stat().st_size if data.exists() else 0
+
+
 def _keep_whole_numbers(model: ov.Model) -> ov.Model:
     """Take inputs that the graph makes whole at once as whole numbers: bfloat16 would first round 999 to 1000."""
     for parameter in model.get_parameters():
@@ -120,9 +136,12 @@ class OpenVinoSession:
         self._signature = options.signature if _runs_every_step(options.signature) else None
         self._properties = _properties(options)
         self._requests: dict[Shapes, ov.InferRequest] = {}
+        self._mapped: dict[Shapes, NDArray[np.uint8]] = {}  # what models that were read back stand on
         self._running = threading.Event()
         self._interrupted = threading.Event()
         try:
+            self._weight_bytes = _weight_bytes(graph)
+            self._origin = origin(graph)  # before it is read: what replaces it meanwhile is not kept under its name
             self._model = _read(graph)
         except Exception as error:  # the reader's failures have no base class of their own
             raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
@@ -159,19 +178,54 @@ class OpenVinoSession:
 
     def _compiled(self, shapes: Shapes) -> ov.InferRequest:
         """A request for these shapes; the graph is compiled when they come first, and a few are kept."""
-        request = self._requests.pop(shapes, None) or self._compile(shapes)
+        try:
+            request = self._requests.pop(shapes, None) or self._ready(shapes).create_infer_request()
+        except RuntimeError as error:
+            raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
         self._requests[shapes] = request  # the last one is the youngest
         for oldest in list(self._requests)[:-KEPT]:
             del self._requests[oldest]
+            self._mapped.pop(oldest, None)
         return request
 
-    def _compile(self, shapes: Shapes) -> ov.InferRequest:
-        try:
-            if shapes:
-                self._model.reshape({name: ov.PartialShape(list(shape)) for name, shape in shapes})
-            return _core().compile_model(self._model, "CPU", self._properties).create_infer_request()
-        except RuntimeError as error:
-            raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
+    def _ready(self, shapes: Shapes) -> ov.CompiledModel:
+        """The model compiled for these shapes, now or at an earlier start."""
+        models = CompiledModels() if keeping() and self._weight_bytes <= LARGEST_KEPT else None
+        made_of = self._made_of(shapes)
+        if models and (mapped := models.load(made_of)) is not None:
+            with suppress(RuntimeError):  # then it is compiled, and replaced
+                tensor = ov.Tensor(mapped, shared_memory=True)
+                compiled = _core().import_model(tensor, "CPU", self._properties)
+                self._mapped[shapes] = mapped
+                return compiled
+        begun = time.perf_counter()
+        compiled = self._compile(shapes)
+        if models and time.perf_counter() - begun >= WORTH_KEEPING and self._may_write():
+            with suppress(SanaError):  # without it the next start is slower, no more
+                models.store(made_of, compiled.export_model().getbuffer())
+        return compiled
+
+    def _made_of(self, shapes: Shapes) -> dict[str, Any]:
+        """Everything that the compiled model depends on."""
+        machine = [_core().get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+        return {
+            "part": Path(self._name).stem,
+            "graph": self._origin,
+            "shapes": [[name, list(shape)] for name, shape in shapes],
+            "library": f"openvino {ov.get_version()}, recipe {RECIPE}",
+            "machine": repr(machine),
+            "properties": self._properties,
+        }
+
+    def _may_write(self) -> bool:
+        """Whether there is memory to write the model down with."""
+        available = available_memory()
+        return available is not None and COPIES * self._weight_bytes <= available
+
+    def _compile(self, shapes: Shapes) -> ov.CompiledModel:
+        if shapes:
+            self._model.reshape({name: ov.PartialShape(list(shape)) for name, shape in shapes})
+        return _core().compile_model(self._model, "CPU", self._properties)
 
 
 def _translated(error: Exception, what: str) -> BackendError | MemoryLimitError:

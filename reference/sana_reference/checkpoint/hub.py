@@ -1,5 +1,6 @@
 """Checkpoints on the Hugging Face hub: only the files that are needed, resumed when interrupted."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -25,13 +26,15 @@ def is_id(name: str) -> bool:
 
 def fetch(repo: str, revision: str | None, variant: str | None) -> Path:
     """The local folder of a model on the hub; with HF_HUB_OFFLINE set, of one that was fetched before."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the library reads it once, when it is loaded
     try:
         import huggingface_hub as hub
+        from huggingface_hub import constants
     except ImportError as error:
         raise CheckpointError(
             f"{repo} is not a local path, and the hub needs huggingface_hub; pip install 'sana-export[build]'"
         ) from error
-    if hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return Path(_ask(repo, lambda: hub.snapshot_download(repo, revision=revision, local_files_only=True)))
     names = _ask(repo, lambda: hub.HfApi().list_repo_files(repo, revision=revision))
     wanted = needed(names, variant, repo)
