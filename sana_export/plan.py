@@ -1,8 +1,8 @@
 """What an export will take, and what painting will, said before anything heavy starts."""
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +11,15 @@ from sana_runtime.memory import available_memory
 from sana_runtime.memory_plan import Layout, PartMemory, working_memory
 from sana_runtime.signature import PARTS
 
-from sana_export.precision import Precision, dtype_of
+from sana_export.plan_stages import Habits, StagePlan, layout_of_calibration, plan_calibration, plan_golden
+from sana_export.precision import Precision, dtype_of, scheme_of, stored_as
 
 if TYPE_CHECKING:
     from sana_export.tracing.counting import Described
 
-__all__ = ["PartPlan", "Plan", "foresee_painting", "plan"]
+__all__ = ["Habits", "PartPlan", "Plan", "foresee_painting", "plan"]
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 USUAL_PREFIX = 207  # tokens of BOS and Sana's instruction that Gemma's tokenizer leaves unchanged
 
 # Measured with bench/export_full_size.py on two cores of a server; a rough guide elsewhere.
@@ -34,92 +34,156 @@ class PartPlan:
     """Estimates for one part; the peak is of the whole process while this part is exported."""
 
     name: str
-    dtype: str
+    dtype: str  # that its weights are stored in
     parameters: int
-    bytes: int
+    bytes: int  # in the finished bundle
     peak_bytes: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Estimates for all parts; they are exported one after the other."""
+    """Estimates for a build: its parts are exported one after the other, then come the stages."""
 
     parts: tuple[PartPlan, ...]
+    stages: tuple[StagePlan, ...]
+    disk_bytes: int  # most that the build has on the disk at any time, the finished bundle included
 
     @property
     def bytes(self) -> int:
-        """What is written."""
+        """What stays on the disk."""
         return sum(part.bytes for part in self.parts)
 
     @property
     def peak_bytes(self) -> int:
         """Most memory at any time."""
-        return max(part.peak_bytes for part in self.parts)
+        return max(each.peak_bytes for each in (*self.parts, *self.stages))
 
     @property
     def seconds(self) -> float:
-        """Time for all parts, reading the checkpoint not included."""
-        return sum(part.seconds for part in self.parts)
+        """Time for all parts and stages, reading the checkpoint not included."""
+        return sum(each.seconds for each in (*self.parts, *self.stages))
 
-    def check(self, folder: Path) -> None:
-        """Raise MemoryLimitError when memory or the disk under `folder` cannot be enough."""
-        memory, disk = available_memory(), shutil.disk_usage(_existing(folder)).free
+    def check(self, folder: Path, *, freed: int = 0) -> None:
+        """Raise MemoryLimitError when memory or the disk under `folder` cannot be enough.
+
+        `freed` is what the build itself will free on the disk, or find there already.
+        """
+        memory, disk = available_memory(), shutil.disk_usage(_existing(folder)).free + freed
         if memory is not None and self.peak_bytes > memory:
             raise MemoryLimitError(
-                f"the export needs about {_gb(self.peak_bytes)} of memory, {_gb(memory)} are free; "
-                "close other programs, or choose fp16 or bf16"
+                f"the build needs about {_gb(self.peak_bytes)} of memory, {_gb(memory)} are free; close other "
+                "programs, use a machine with more, or go on all the same with --force"
             )
-        if self.bytes > disk:
+        if self.disk_bytes > disk:
             raise MemoryLimitError(
-                f"the export writes {_gb(self.bytes)}, {_gb(disk)} are free under {folder}; "
-                "make room, or choose another folder"
+                f"the build writes about {_gb(self.disk_bytes)}, {_gb(disk)} are free under {folder}; make room, "
+                "choose another folder with -o, or go on all the same with --force"
             )
 
 
 def plan(
     sizes: "Described",
     precision: Precision = Precision.FP32,
+    habits: Habits | None = None,
     *,
-    parts: Sequence[str] = PARTS,
     prefix_tokens: int = USUAL_PREFIX,
 ) -> Plan:
-    """Sizes, which are exact to the small constants, and memory and time, which are estimates from measured rates."""
-    from sana_export.tracing.counting import count_numbers, count_operations, count_tables, largest_tensor
+    """Sizes, which are exact to the small constants, and memory and time, which are estimates from measured rates.
+
+    For INT8 every product that may be is counted as INT8; those that calibration leaves in float take four times as
+    much.
+    """
+    from sana_export.tracing.counting import count_numbers, largest_tensor
     from sana_export.tracing.parts import NETWORKS
 
-    numbers, layers, largest = count_numbers(sizes, prefix_tokens), count_operations(sizes), largest_tensor(sizes)
-    tables = count_tables(sizes, prefix_tokens)
-    network_of = {part: network for network, owned in NETWORKS.items() for part in owned}
-
-    def planned(part: str) -> PartPlan:
-        dtype, network = dtype_of(part, precision), network_of[part]
-        width, held = BYTES[dtype], sum(numbers[each] for each in NETWORKS[network])
-        seconds = max(SECONDS_AT_LEAST, layers[part] * SECONDS_PER_LAYER) + numbers[part] * width / WRITTEN_PER_SECOND
-        peak = LIBRARIES + (held + largest[network]) * width
-        written = numbers[part] * width + tables[part].bytes(width)
-        return PartPlan(part, dtype, numbers[part], written, peak, seconds)
-
-    return Plan(tuple(planned(part) for part in parts))
+    habits, numbers = habits or Habits(), count_numbers(sizes, prefix_tokens)
+    exported = _exported(sizes, precision, prefix_tokens)
+    largest = max(sum(numbers[part] for part in NETWORKS[network]) for network in largest_tensor(sizes))
+    golden = plan_golden(sizes, numbers, LIBRARIES + 4 * largest, habits)
+    written = sum(part.bytes for part in exported)
+    if precision is not Precision.INT8:
+        return Plan(exported, (golden,), 2 * written)  # they are kept apart until the bundle is whole
+    final = _in_int8(sizes, exported)
+    wide, narrow = (next(part.bytes for part in kind if part.name == "transformer") for kind in (exported, final))
+    calibration = _calibration(sizes, numbers, exported, habits)
+    while_tried = 2 * wide + 2 * narrow  # a copy to record with, the trial's graph of both forms, the INT8 one
+    return Plan(final, (golden, calibration), written + max(while_tried, sum(part.bytes for part in final)))
 
 
 def foresee_painting(
     sizes: "Described", precision: Precision, size: tuple[int, int], *, guided: bool = True
 ) -> tuple[PartMemory, ...]:
     """The memory of every part while a bundle of these sizes paints one picture of `size` (height, width)."""
+    exported = _exported(sizes, precision, USUAL_PREFIX)
+    parts = _in_int8(sizes, exported) if precision is Precision.INT8 else exported
+    return _memory(sizes, parts, precision, Layout(size, Habits(guided=guided).rows(sizes)))
+
+
+def _exported(sizes: "Described", precision: Precision, prefix_tokens: int) -> tuple[PartPlan, ...]:
+    """The parts as they come out of the export, which for INT8 is before calibration."""
+    from sana_export.tracing.counting import (
+        count_narrowed,
+        count_numbers,
+        count_operations,
+        count_tables,
+        largest_tensor,
+    )
+    from sana_export.tracing.parts import NETWORKS
+
+    numbers, layers, largest = count_numbers(sizes, prefix_tokens), count_operations(sizes), largest_tensor(sizes)
+    tables, narrowed = count_tables(sizes, prefix_tokens), count_narrowed(sizes)
+    network_of = {part: network for network, owned in NETWORKS.items() for part in owned}
+
+    def planned(part: str) -> PartPlan:
+        stored, network = stored_as(part, precision), network_of[part]
+        width, held = BYTES[dtype_of(part, precision)], sum(numbers[each] for each in NETWORKS[network])
+        saved = narrowed.get(part, 0) * (width - BYTES[stored])
+        written = numbers[part] * width - saved + tables[part].bytes(width)
+        seconds = max(SECONDS_AT_LEAST, layers[part] * SECONDS_PER_LAYER) + written / WRITTEN_PER_SECOND
+        peak = LIBRARIES + (held + largest[network]) * width
+        return PartPlan(part, stored, numbers[part], written, peak, seconds)
+
+    return tuple(planned(part) for part in PARTS)
+
+
+def _in_int8(sizes: "Described", exported: tuple[PartPlan, ...]) -> tuple[PartPlan, ...]:
+    """The parts with the transformer's wide products in INT8: a byte a weight, and a float32 step a column."""
+    from sana_export.tracing.counting import count_products
+
+    saved = sum(3 * rows * columns - 4 * columns for rows, columns in count_products(sizes).values())
+    return tuple(
+        replace(part, dtype="int8", bytes=part.bytes - saved) if part.name == "transformer" else part
+        for part in exported
+    )
+
+
+def _calibration(
+    sizes: "Described", numbers: Mapping[str, int], exported: tuple[PartPlan, ...], habits: Habits
+) -> StagePlan:
+    layout = layout_of_calibration(sizes, habits)
+    wide, narrow = (_memory(sizes, parts, Precision.INT8, layout) for parts in (exported, _in_int8(sizes, exported)))
+    both = {one.name: (one, other) for one, other in zip(wide, narrow, strict=True)}
+    stage = plan_calibration(sizes, numbers, both, habits)
+    return replace(stage, peak_bytes=LIBRARIES + stage.peak_bytes)
+
+
+def _memory(
+    sizes: "Described", parts: tuple[PartPlan, ...], precision: Precision, layout: Layout
+) -> tuple[PartMemory, ...]:
     from sana_export.tracing.counting import count_looked_up
 
-    told = sizes.config.guidance_embedding
-    layout = Layout(size, 2 if guided and not told else 1)
     beside_pixels = sizes.autoencoder_config.channels[0]
     widest = {"transformer": 2 * sizes.config.hidden, "decoder": beside_pixels, "encoder": beside_pixels}
 
     def foreseen(part: PartPlan) -> PartMemory:
         unread = count_looked_up(sizes) * BYTES[part.dtype] if part.name == "text_encoder" else 0
-        working = working_memory(part.name, PRECISIONS[part.dtype], widest.get(part.name, 0), layout)
-        return PartMemory(part.name, part.bytes - unread, working)
+        products = "int8" if part.dtype == "int8" else scheme_of(part.name, precision)[0]
+        return PartMemory(
+            part.name, part.bytes - unread, working_memory(part.name, products, widest.get(part.name, 0), layout)
+        )
 
-    return tuple(foreseen(part) for part in plan(sizes, precision).parts)
+    return tuple(foreseen(part) for part in parts)
 
 
 def _existing(folder: Path) -> Path:

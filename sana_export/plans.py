@@ -16,7 +16,7 @@ from sana_runtime.solver import make_solver
 
 from sana_export.origin import BUILT_IN
 
-__all__ = ["Plans", "make_plans"]
+__all__ = ["Effort", "Plans", "effort_for", "make_plans"]
 
 HELD_OUT_SEED = 1_000_000  # calibration's pictures begin at seed 0
 SCENES = 200  # of nano's kind, in each of its two prompt sets
@@ -73,10 +73,15 @@ def make_plans(bundle: Bundle, file: Path | None = None, samples: int | None = N
     )
 
 
+def effort_for(depth: int, width: int) -> Effort:
+    """What a model of so many blocks, each so many channels wide, is worth."""
+    return SMALL if depth * width <= SMALL_MODEL else LARGE
+
+
 def _effort(manifest: Manifest) -> Effort:
     text_kv = next(spec for spec in manifest.parts["transformer"].inputs if spec.name == "text_kv")
     depth, width = text_kv.shape[0], text_kv.shape[-1]
-    return SMALL if isinstance(depth, int) and isinstance(width, int) and depth * width <= SMALL_MODEL else LARGE
+    return effort_for(depth, width) if isinstance(depth, int) and isinstance(width, int) else LARGE
 
 
 def _size(manifest: Manifest, longest: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from sana_runtime.errors import BackendError
 
+from sana_export.cli.build import PRECISIONS
 from sana_export.cli.options import SIZE, json_option
 from sana_export.cli.progress import Reporter
 
@@ -20,7 +21,7 @@ __all__ = ["command"]
 
 @click.command("plan")
 @click.argument("model", default="nano")
-@click.option("--precision", type=click.Choice(("fp32", "fp16", "bf16")), default="bf16", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="int8", show_default=True)
 @click.option("--size", type=SIZE, help="WIDTHxHEIGHT of the picture; the model's own when left out.")
 @json_option
 @click.pass_context
@@ -50,7 +51,7 @@ def _of_model(model: str, precision: str, size: tuple[int, int] | None) -> tuple
     try:
         from sana_reference.checkpoint import load_checkpoint
 
-        from sana_export.plan import foresee_painting, plan
+        from sana_export.plan import Habits, foresee_painting, plan
     except ImportError as error:
         raise BackendError(f"planning needs {error.name}; run `pip install 'sana-export[build]'`") from None
     from sana_runtime.signature import COMPRESSION
@@ -60,9 +61,9 @@ def _of_model(model: str, precision: str, size: tuple[int, int] | None) -> tuple
     checkpoint, chosen = load_checkpoint(model), Precision(precision)
     side = checkpoint.config.sample_size * COMPRESSION
     size = size or (side, side)
-    guided = checkpoint.solver.guidance > 1
-    build_text, build_fields = _building(plan(checkpoint, chosen))
-    parts = foresee_painting(checkpoint, chosen, size, guided=guided)
+    habits = Habits.of(checkpoint)
+    build_text, build_fields = _building(plan(checkpoint, chosen, habits))
+    parts = foresee_painting(checkpoint, chosen, size, guided=habits.guided)
     text, fields = _painting(parts, checkpoint.tokenizer.stat().st_size, size)
     return f"{build_text}\n\n{text}", {**build_fields, **fields}
 
@@ -74,14 +75,24 @@ def _building(planned: "Plan") -> tuple[str, dict[str, Any]]:
         f"{part.peak_bytes / 1e9:>9.1f}{part.seconds:>9.0f}"
         for part in planned.parts
     ]
-    whole = f"{planned.bytes / 1e6:.1f} MB on disk, at most {planned.peak_bytes / 1e9:.1f} GB of memory"
-    lines += ["", f"{whole}, about {planned.seconds:.0f} s on two cores; memory and time are estimates"]
-    totals = {"bytes": planned.bytes, "peak_bytes": planned.peak_bytes, "seconds": planned.seconds}
-    return "\n".join(lines), {"parts": [asdict(part) for part in planned.parts], **totals}
+    lines += [f"{stage.name:<47}{stage.peak_bytes / 1e9:>9.1f}{stage.seconds:>9.0f}" for stage in planned.stages]
+    lines += [
+        "",
+        f"{planned.bytes / 1e6:.1f} MB bundle, {planned.disk_bytes / 1e6:.1f} MB on disk while it is built, at most "
+        f"{planned.peak_bytes / 1e9:.1f} GB of memory, about {planned.seconds:.0f} s on two cores; memory and time are "
+        "estimates",
+    ]
+    totals = {name: getattr(planned, name) for name in ("bytes", "disk_bytes", "peak_bytes", "seconds")}
+    return "\n".join(lines), {
+        "parts": [asdict(part) for part in planned.parts],
+        "stages": [asdict(stage) for stage in planned.stages],
+        **totals,
+    }
 
 
 def _painting(parts: tuple["PartMemory", ...], tokenizer: int, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
-    from sana_runtime.memory_plan import all_loaded, one_at_a_time
+    from sana_runtime.memory import available_memory
+    from sana_runtime.memory_plan import all_loaded, fits, one_at_a_time
 
     least, most, (height, width) = one_at_a_time(parts, tokenizer), all_loaded(parts, tokenizer), size
     lines = [f"painting {width}x{height}", f"{'part':<14}{'weights MB':>12}{'working MB':>12}"]
@@ -90,6 +101,7 @@ def _painting(parts: tuple["PartMemory", ...], tokenizer: int, size: tuple[int, 
         "",
         f"about {least / 1e9:.2f} GB of memory with one part loaded at a time, {most / 1e9:.2f} GB with all; "
         "the weight files are mapped besides, as cache that the system takes back",
+        "here all parts stay loaded" if (together := fits(most, available_memory())) else "here parts take turns",
     ]
-    totals = {"one_at_a_time": least, "all_loaded": most}
+    totals = {"one_at_a_time": least, "all_loaded": most, "stay_loaded": together}
     return "\n".join(lines), {"painting": [asdict(part) for part in parts], **totals}

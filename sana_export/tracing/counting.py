@@ -5,6 +5,7 @@ from math import prod
 from typing import Protocol
 
 import torch
+from sana_calibration.products import NARROWEST
 from sana_reference.autoencoder import Autoencoder
 from sana_reference.config import AutoencoderConfig, SanaConfig, TextConfig
 from sana_reference.positions import GridPositions, Sinusoid
@@ -12,6 +13,7 @@ from sana_reference.text_encoder import TextEncoder
 from sana_reference.transformer import SanaTransformer
 from torch import nn
 
+from sana_export.passes.narrow_weights import SMALLEST
 from sana_export.tracing.modules import LONGEST_TEXT
 from sana_export.tracing.tables import LAST_TIMESTEP, GridTable
 from sana_export.tracing.upsampling import upsample_in_phases
@@ -20,8 +22,10 @@ __all__ = [
     "Described",
     "Tables",
     "count_looked_up",
+    "count_narrowed",
     "count_numbers",
     "count_operations",
+    "count_products",
     "count_tables",
     "largest_tensor",
 ]
@@ -90,6 +94,34 @@ def count_tables(sizes: Described, prefix_tokens: int) -> dict[str, Tables]:
         "transformer": Tables(exact=times + places),
         "decoder": Tables(),
         "encoder": Tables(),
+    }
+
+
+def count_narrowed(sizes: Described) -> dict[str, int]:
+    """Of every part, the numbers that `narrow_weights` stores in fewer bits where it is asked to."""
+    networks = _networks(sizes)
+    autoencoder = networks["autoencoder"]
+    assert isinstance(autoencoder, Autoencoder)
+    modules = {
+        "text_encoder": networks["text_encoder"],
+        "decoder": upsample_in_phases(autoencoder.decoder),
+        "encoder": autoencoder.encoder,
+    }
+    return {
+        part: sum(w.numel() for w in module.parameters() if w.dim() >= 2 and w.numel() >= SMALLEST)
+        for part, module in modules.items()
+    }
+
+
+def count_products(sizes: Described) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the weights that are INT8 at most: those of the transformer's wide products."""
+    return {
+        name: (module.in_features, module.out_features)
+        for name, module in _networks(sizes)["transformer"].named_modules()
+        if isinstance(module, nn.Linear)
+        and name.startswith("blocks.")
+        and not any(mark in f".{name}." for mark in ONCE_A_PROMPT)
+        and min(module.in_features, module.out_features) >= NARROWEST
     }
 
 

@@ -4,14 +4,18 @@ import re
 import shutil
 from collections import namedtuple
 
+import onnx_ir as ir
 import pytest
+from sana_calibration.products import chosen
+from sana_calibration.quantise import quantise
 from sana_reference.config import DC_AE_F32C32, PRESETS, TextConfig
 from sana_runtime.errors import MemoryLimitError
 from sana_runtime.memory_plan import GRAPH, LIBRARIES, Layout, PartMemory, all_loaded, one_at_a_time, working_memory
 
 from sana_export import plan as planning
-from sana_export.plan import foresee_painting, plan
+from sana_export.plan import Habits, foresee_painting, plan
 from sana_export.precision import Precision
+from sana_export.tracing.counting import count_products
 
 Described = namedtuple("Described", "config autoencoder_config text_config")
 FULL = Described(PRESETS["sana-600m"], DC_AE_F32C32, TextConfig())
@@ -31,8 +35,8 @@ UP_KERNELS = (
     ],
 )
 def test_both_parts_of_a_transformer_add_up_to_the_model(name, parameters):
-    parts = plan(FULL._replace(config=PRESETS[name]), parts=("caption", "transformer")).parts
-    assert sum(part.parameters for part in parts) == parameters
+    parts = {part.name: part for part in plan(FULL._replace(config=PRESETS[name])).parts}
+    assert parts["caption"].parameters + parts["transformer"].parameters == parameters
 
 
 def test_the_other_parts_count_what_the_export_adds():
@@ -95,6 +99,58 @@ def test_the_plan_of_memory_is_near_what_was_measured(part, weights, measured):
     assert weights + working_memory(*part) == pytest.approx(measured, rel=0.15)
 
 
+def small_plan(random_model, *arguments):
+    model = random_model()
+    sizes = Described(model.config, model.autoencoder_config, model.text_config)
+    return sizes, plan(sizes, Precision.INT8, *arguments, prefix_tokens=4)
+
+
+def held(model):
+    return sum(tensor.const_value.nbytes for tensor in model.graph.initializers.values())
+
+
+def test_int8_foresees_the_products_that_calibration_finds_and_their_bytes(export, random_model):
+    sizes, planned = small_plan(random_model)
+    part = export(random_model(), "int8", ("transformer",))["transformer"]
+    model = ir.load(part.graph)
+    before, found = held(model), chosen(model)
+    assert {each.name: (each.rows, each.columns) for each in found} == count_products(sizes)
+    quantise(model)
+    wide, narrow = (
+        next(part.bytes for part in each.parts if part.name == "transformer")
+        for each in (plan(sizes, Precision.FP32, prefix_tokens=4), planned)
+    )
+    assert narrow == pytest.approx(held(model), rel=0.02)
+    assert wide - narrow == pytest.approx(before - held(model), rel=0.02)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "decoder", "encoder"])
+def test_what_stays_float_in_an_int8_bundle_is_foreseen_in_its_narrow_type(export, random_model, part):
+    planned = next(each for each in small_plan(random_model)[1].parts if each.name == part)
+    written = held(ir.load(export(random_model(), "int8", (part,))[part].graph))
+    assert planned.bytes == pytest.approx(written, rel=0.03)
+
+
+def test_an_int8_build_of_full_size_takes_the_memory_that_was_promised():
+    planned = plan(FULL, Precision.INT8)
+    assert planned.peak_bytes <= 16e9
+    assert planned.bytes < 0.55 * plan(FULL).bytes
+    assert [stage.name for stage in planned.stages] == ["golden", "calibration"]
+
+
+def test_every_build_paints_with_the_reference_in_float32():
+    for precision in Precision:
+        assert plan(FULL, precision).peak_bytes >= 4 * (2_614_341_888 + PREFIX_MEMORY)
+
+
+def test_the_time_of_calibration_grows_with_the_steps_and_with_guidance():
+    def seconds(*habits):
+        return plan(FULL, Precision.INT8, Habits(*habits)).stages[-1].seconds
+
+    assert seconds(20, False) < 0.6 * seconds(20, True)
+    assert seconds(10, True) < 0.8 * seconds(20, True)
+
+
 def test_too_little_memory_is_refused_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "available_memory", lambda: 2 << 30)
     with pytest.raises(MemoryLimitError, match=re.escape("of memory, 2.1 GB are free; close other programs")):
@@ -103,7 +159,10 @@ def test_too_little_memory_is_refused_before_anything_starts(tmp_path, monkeypat
 
 def test_too_little_disk_is_refused_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "available_memory", lambda: None)
-    plan(FULL, parts=("caption",)).check(tmp_path / "not" / "yet")
+    planned = plan(FULL, Precision.BF16)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2 << 40, 1 << 40, 1 << 40))
+    planned.check(tmp_path / "not" / "yet")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 5, 5))
-    with pytest.raises(MemoryLimitError, match=re.escape("writes 0.3 GB, 0.0 GB are free")):
-        plan(FULL, parts=("caption",)).check(tmp_path / "not" / "yet")
+    with pytest.raises(MemoryLimitError, match=re.escape("writes about 14.2 GB, 0.0 GB are free")):
+        planned.check(tmp_path / "not" / "yet")
+    planned.check(tmp_path, freed=planned.disk_bytes)
