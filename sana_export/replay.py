@@ -1,6 +1,6 @@
 """Paint a bundle's golden pictures on this machine and hold them against the reference's."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +10,17 @@ from sana_runtime.bundle import open_bundle
 from sana_runtime.errors import BundleError, QualityError
 from sana_runtime.manifest import GoldenRecord, Manifest
 from sana_runtime.pipeline import Pipeline
+from sana_runtime.progress import OnStep, StepEvent
+
+from sana_export.steps import time_left
 
 __all__ = ["Replay", "held_to", "psnr", "replay", "verify"]
 
 IDENTICAL = 99.0  # decibels reported for pictures without any difference
 MARGIN = 10.0  # that another backend may be worse than the one the record was first replayed on
 STRICTEST = 80.0
+
+OnReplay = Callable[[float, str], None]  # told the share of the whole that is done, and what is being done
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,15 @@ def psnr(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> float:
     return IDENTICAL if error == 0 else min(IDENTICAL, float(10 * np.log10(255**2 / error)))
 
 
-def replay(path: Path, device: str = "auto") -> Iterator[Replay]:
+def _silent(share: float, message: str) -> None:
+    """Tell nobody."""
+
+
+def replay(path: Path, device: str = "auto", on_replay: OnReplay = _silent) -> Iterator[Replay]:
     """Every golden picture of the bundle at `path`, painted on `device`."""
     with Pipeline.open(path, device=device) as pipeline:
         bundle = open_bundle(path)
-        for record in bundle.manifest.golden:
+        for number, record in enumerate(bundle.manifest.golden):
             picture = pipeline.generate(
                 record.prompt,
                 negative=record.negative,
@@ -50,15 +59,28 @@ def replay(path: Path, device: str = "auto") -> Iterator[Replay]:
                 guidance=record.guidance,
                 seed=record.seed,
                 solver=record.solver,
+                on_step=_telling(on_replay, number, len(bundle.manifest.golden)),
             )
             assert not isinstance(picture, list)
             yield Replay(record, psnr(picture.pixels, bundle.golden(record)[1]))
 
 
-def verify(path: Path, device: str = "auto") -> list[Replay]:
+def _telling(on_replay: OnReplay, number: int, total: int) -> OnStep:
+    """Hand on the steps of picture `number`, counted from 0."""
+
+    def told(event: StepEvent) -> None:
+        painted = {"text": 0.0, "paint": event.index / event.total, "decode": 1.0}[event.stage]
+        where = f"golden picture {number + 1} of {total}: {event.stage} {event.index}/{event.total}"
+        on_replay((number + painted) / total, where + time_left(event.seconds_left))
+
+    return told
+
+
+def verify(path: Path, device: str = "auto", on_replay: OnReplay = _silent) -> list[Replay]:
     """Read every byte of a bundle and replay its golden record; BundleError when either is not as it should be."""
+    on_replay(0.0, "reading every byte")
     open_bundle(path).verify()
-    replays = list(replay(path, device))
+    replays = list(replay(path, device, on_replay))
     for done in replays:
         if not done.passed:
             raise BundleError(

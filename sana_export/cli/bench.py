@@ -21,9 +21,9 @@ def command(
     bundle: Path, repeats: int, size: tuple[int, int] | None, steps: int | None, device: str, as_json: bool
 ) -> None:
     """Time BUNDLE on this machine: each part and a whole picture, cold and warm, with the memory taken."""
-    from sana_export.benchmark import Settings, benchmark, render
-
     with Reporter(as_json=as_json) as reporter:
+        reporter.step("open", 0.0, f"opening {bundle}")
+        from sana_export.benchmark import Settings, benchmark, render
 
         def on_measured(name: str, done: int, total: int) -> None:
             reporter.step(name, done / total, f"{name}: loading, one cold run, {repeats} warm ones")

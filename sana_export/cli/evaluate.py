@@ -28,9 +28,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Measure how well BUNDLE follows prompts about drawn shapes; the pictures are read by their pixels."""
-    from sana_export.evaluate import Settings, evaluate, render
-
     with Reporter(as_json=as_json) as reporter:
+        reporter.step("open", 0.0, f"opening {bundle}")
+        from sana_export.evaluate import Settings, evaluate, render
 
         def on_pictures(done: int, total: int) -> None:
             reporter.step("evaluate", done / total, f"{done} of {total} pictures painted and read")

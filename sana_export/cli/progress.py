@@ -13,8 +13,10 @@ from sana_export.steps import FINDING, BuildStep
 
 __all__ = ["Reporter", "escaped"]
 
-QUIET_SECONDS = 5.0  # between two lines of one stage in a log
-SILENT_SECONDS = 5.0  # after which a log is told that the work goes on
+# Nothing is silent for more than two seconds: a bar counts them, logs and programs are told again.
+QUIET_SECONDS = 1.5  # between two lines of one stage in a log
+SILENT_SECONDS = 1.8  # after which a log or a program is told that the work goes on
+CHECKS = 20  # of that, in this time
 
 
 def escaped(text: str) -> str:
@@ -29,12 +31,18 @@ class Reporter:
         self.as_json = as_json
         self._bar: Any = None
         self._task: Any = None
-        self._last = (0.0, "")
-        self._message = "starting"
+        self._at = ("start", 0.0, "starting")  # stage, fraction and message
+        self._since = self._said = time.monotonic()  # that message came; anything was printed
+        self._line_stage = ""
+        self._printing = threading.Lock()
         self._over = threading.Event()
+        self._beating: threading.Thread | None = None
 
     def __enter__(self) -> "Reporter":
-        if not self.as_json and sys.stderr.isatty():
+        if self.as_json or not sys.stderr.isatty():
+            self._beating = threading.Thread(target=self._beat, daemon=True)
+            self._beating.start()
+        else:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -42,14 +50,14 @@ class Reporter:
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task("starting", total=1.0)
             self._bar.start()
-        elif not self.as_json:
-            threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
+        if self._beating is not None:
+            self._beating.join()
         if self._bar is not None:
             self._bar.stop()
 
@@ -62,13 +70,14 @@ class Reporter:
 
     def step(self, stage: str, fraction: float, message: str) -> None:
         """Say where the work stands; `fraction` is of the whole."""
-        self._message = message
+        self._at, self._since = (stage, fraction, message), time.monotonic()
         if self.as_json:
-            self._json({"event": "progress", "stage": stage, "fraction": round(fraction, 4), "message": message})
+            self._json(_progress(stage, fraction, message))
         elif self._bar is not None:
             self._bar.update(self._task, completed=fraction, description=escaped(message))
-        else:
-            self._line(stage, fraction, message)
+        elif stage != self._line_stage or time.monotonic() - self._said >= QUIET_SECONDS:
+            self._line_stage = stage
+            self._say(f"{fraction:4.0%} {escaped(message)}", err=True)
 
     def note(self, message: str) -> None:
         """Something the caller should know."""
@@ -88,23 +97,35 @@ class Reporter:
         """Print lines that stay; the bar steps aside meanwhile."""
         if self._bar is not None:
             self._bar.stop()
-        click.echo(text, err=err)
+        with self._printing:
+            click.echo(text, err=err)
+            self._said = time.monotonic()
         if self._bar is not None and not self._over.is_set():
             self._bar.start()
 
-    def _line(self, stage: str, fraction: float, message: str) -> None:
-        at, before = self._last
-        if stage != before or time.monotonic() - at >= QUIET_SECONDS:
-            self._last = (time.monotonic(), stage)
-            click.echo(f"{fraction:4.0%} {escaped(message)}", err=True)
+    def _json(self, fields: dict[str, object]) -> None:
+        self._say(json.dumps(fields, ensure_ascii=True), err=False)
 
     def _beat(self) -> None:
-        """Tell a log that a long step is still under way."""
-        began = time.monotonic()
-        while not self._over.wait(SILENT_SECONDS / 3):
-            if time.monotonic() - max(self._last[0], began) >= SILENT_SECONDS:
-                began = time.monotonic()
-                click.echo(f"     still {escaped(self._message)}", err=True)
+        """Tell a log or a program that a long step is still under way."""
+        while not self._over.wait(SILENT_SECONDS / CHECKS):
+            with self._printing:
+                if time.monotonic() - self._said >= SILENT_SECONDS and not self._still():
+                    return
 
-    def _json(self, fields: dict[str, object]) -> None:
-        click.echo(json.dumps(fields, ensure_ascii=True))
+    def _still(self) -> bool:
+        """Say where the work stands once more; False when nobody listens any longer."""
+        stage, fraction, message = self._at
+        seconds = time.monotonic() - self._since
+        told = f"still {message} ({seconds:.0f} s)"
+        fields = json.dumps(_progress(stage, fraction, told), ensure_ascii=True)
+        try:
+            click.echo(fields if self.as_json else f"     {escaped(told)}", err=not self.as_json)
+        except OSError:
+            return False
+        self._said = time.monotonic()
+        return True
+
+
+def _progress(stage: str, fraction: float, message: str) -> dict[str, object]:
+    return {"event": "progress", "stage": stage, "fraction": round(fraction, 4), "message": message}

@@ -30,11 +30,11 @@ def command(
     if (require_signature or signature) and public_key is None:
         raise UsageError("a signature can be checked against a key only; name its maker's with --public-key")
     with Reporter(as_json=as_json) as reporter:
-        reporter.step("verify", 0.0, f"{bundle}: reading every byte, then painting the golden pictures")
+        reporter.step("verify", 0.0, f"checking {bundle}")
         signed = public_key is not None and (require_signature or (signature or signature_file(bundle)).exists())
         if signed and public_key:
             check_signature(bundle, public_key, signature)
-        replays = verify(bundle, device)
+        replays = verify(bundle, device, lambda share, message: reporter.step("verify", share, message))
         worst = min((done.psnr for done in replays), default=None)
         told = "no golden record" if worst is None else f"{len(replays)} golden pictures at {worst:.1f} dB or better"
         reporter.result(

@@ -4,6 +4,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -65,12 +66,50 @@ def test_a_bug_of_ours_is_not_disguised_as_the_callers(monkeypatch, capsys):
         main(["doctor"])
 
 
-def test_a_log_hears_of_a_long_step_again(monkeypatch, capsys):
+def test_nothing_is_silent_for_more_than_two_seconds():
+    assert progress.QUIET_SECONDS <= 2
+    assert progress.SILENT_SECONDS * (1 + 1 / progress.CHECKS) <= 2
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_log_and_a_program_hear_of_a_long_step_again(monkeypatch, capsys, as_json):
     monkeypatch.setattr(progress, "SILENT_SECONDS", 0.06)
-    with Reporter() as reporter:
+    with Reporter(as_json=as_json) as reporter:
         reporter.step("trace", 0.1, "tracing the transformer")
         time.sleep(0.5)
-    assert "still tracing the transformer" in capsys.readouterr().err
+        reporter.result("done")
+    out, err = capsys.readouterr()
+    if not as_json:
+        assert out == "done\n"
+        assert err.count("still tracing the transformer (") >= 2
+        return
+    first, *again, last = map(json.loads, out.splitlines())
+    assert last == {"event": "result"} and err == ""
+    assert len(again) >= 2
+    for each in again:
+        assert each.pop("message").startswith("still tracing the transformer (")
+        assert each == {name: value for name, value in first.items() if name != "message"}
+
+
+LONG_COMMANDS = {
+    "verify": (),
+    "bench": ("--repeats", "1", "--steps", "1"),
+    "generate": ("--steps", "2"),
+}
+
+
+@pytest.mark.parametrize("command", LONG_COMMANDS)
+def test_a_command_that_may_take_long_says_so_while_it_works(monkeypatch, capsys, built, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.01)
+    bundle = ("a star", "-b", built("sana").path) if command == "generate" else (built("sana").path,)
+    with pytest.raises(SystemExit) as left:
+        main([command, *map(str, bundle), *LONG_COMMANDS[command]])
+    told = capsys.readouterr().err
+    assert left.value.code == 0
+    assert "still " in told
+    if command == "verify":
+        assert {f"golden picture {i} of 2" for i in (1, 2)} <= set(re.findall(r"golden picture \d of \d", told))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no pseudo-terminals")
