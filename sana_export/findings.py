@@ -11,6 +11,7 @@ from sana_runtime.bundle import Bundle
 
 from sana_export.plans import Plans
 from sana_export.speed import Speed
+from sana_export.text_trial import TextTrial
 
 __all__ = ["Findings", "Outcome"]
 
@@ -40,11 +41,17 @@ class Findings:
     speed: Speed
     float_bytes: int  # of the transformer, if its weights were 16-bit floats
     int8_bytes: int
+    text: TextTrial | None  # None where the transformer alone fails the gate
 
     @property
     def shipped(self) -> bool:
         """Whether the bundle gets the INT8 transformer: it must be smaller or faster than the float one."""
         return bool(self.outcome.quantised.products) and (self.int8_bytes < self.float_bytes or self.speed.ratio > 1)
+
+    @property
+    def text_shipped(self) -> bool:
+        """Whether the bundle gets the text encoder with INT8 weights."""
+        return self.text is not None and self.text.shipped
 
     @property
     def kept_float(self) -> dict[str, str]:

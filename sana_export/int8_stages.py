@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from sana_calibration.choose_factors import Choice, choose_factors
 from sana_calibration.gate import Evidence, compare
 from sana_calibration.loaded import Loaded
 from sana_calibration.quantise import Quantised, quantise
-from sana_calibration.record import RecordProgress, record
+from sana_calibration.record import SAMPLED_INPUT, RecordProgress, record
 from sana_calibration.recording_graph import write_recording_graph
 from sana_calibration.remembering import recall, remember
 from sana_calibration.sensitivity import Effects, Trial, Verdict, fall_back, measure_effects
 from sana_calibration.smooth import smooth
-from sana_calibration.trial_graph import make_trial_graph
+from sana_calibration.trial_graph import make_trial_graph, switches
 from sana_runtime.bundle import Bundle
 from sana_runtime.progress import Clock
 from sana_runtime.signature import COMPRESSION
@@ -29,6 +29,7 @@ from sana_export.plans import Plans
 from sana_export.saving import data_file, save_graph
 from sana_export.speed import Speed, measure_speed
 from sana_export.steps import time_left
+from sana_export.text_trial import PART, TEXT_SCHEME, TextTrial, try_text, write_text
 
 __all__ = ["Calibration", "Places", "Tell"]
 
@@ -100,21 +101,22 @@ class Calibration:
         save_graph(transformer, self.transformer)
         return done
 
-    def evidence(self, products: Sequence[str]) -> Evidence:
-        """What the INT8 transformer that was written paints, beside the float one."""
+    def evidence(self, products: Sequence[str], text: bool = False) -> Evidence:
+        """What the INT8 transformer paints that was written, beside float; with `text`, the INT8 text encoder, too."""
         plan = self._plans.gate
-        file, key = self._kept("gate", plan.key(), sorted(products))
+        file, key = self._kept("gate", plan.key(), sorted(products), *([TEXT_SCHEME] if text else []))
         found = recall(file, key)
         if found is None:
             self._unload(self._tried)
-            graphs = {name: self._places.stage / f"{name}.onnx" for name in ("caption", "transformer")}
-            candidate = Loaded(self._bundle, graphs, key)
-            self._tell("gate", 0.0, f"painting {len(plan.prompts)} held-out prompts, float and INT8")
+            written = ("caption", "transformer", *([PART] if text else []))
+            candidate = Loaded(self._bundle, {name: self._places.stage / f"{name}.onnx" for name in written}, key)
+            stage, about = ("text", ", text encoder too") if text else ("gate", "")
+            self._tell(stage, 0.0, f"painting {len(plan.prompts)} held-out prompts, float and INT8{about}")
             clock = Clock(len(plan.prompts))
 
             def told(done: int, total: int) -> None:
                 message = f"painted {done} of {total} held-out prompts{time_left(clock.left(done))}"
-                self._tell("gate", done / total, message)
+                self._tell(stage, done / total, message)
 
             contenders = self._source.contender(plan), candidate.contender(plan)
             found = pack(compare(*contenders, self._source.decode, told))
@@ -134,7 +136,23 @@ class Calibration:
             graphs = self._bundle.graph("transformer"), self.transformer
             found = asdict(measure_speed(*graphs, signature, feeds))
             remember(file, key, found)
-        return Speed(**{**found, "latent": tuple(found["latent"])})
+        return Speed(**{**found, "shape": tuple(found["shape"])})
+
+    def text(self, products: Sequence[str]) -> TextTrial:
+        """What INT8 weights do to the text encoder; it has been written if it is shipped."""
+        file, key = self._kept("text", self._plans.gate.key(), sorted(products))
+        graph, found = self._places.stage / f"{PART}.onnx", recall(file, key)
+        if found is None:
+            self._unload(self._source)
+            self._tell("text", 0.0, "trying INT8 weights in the text encoder")
+            judge = partial(self.evidence, products, text=True)
+            trial = try_text(self._bundle, graph, self._plans.gate.prompts, judge, measure_speed)
+            remember(file, key, trial.to_dict())
+            return trial
+        trial = TextTrial.from_dict(found)
+        if trial.shipped:
+            write_text(self._bundle, graph)
+        return trial
 
     def _record(self) -> Mapping[str, Any]:
         graph = self._places.scratch / "recording.onnx"
@@ -142,7 +160,7 @@ class Calibration:
         for file in (original, data_file(original)):
             shutil.copyfile(file, self._places.scratch / file.name)
         channels = write_recording_graph(self._places.scratch / original.name, graph)
-        loaded = Loaded(self._bundle, {"transformer": graph})
+        loaded = Loaded(self._bundle, {"transformer": graph}, besides=[SAMPLED_INPUT])
         painter = loaded.contender(self._plans.recording).painter
         prompts = len(self._plans.recording.prompts)
         self._tell("record", 0.0, f"recording {prompts} prompts")
@@ -161,7 +179,7 @@ class Calibration:
         graph = self._places.scratch / "trial.onnx"
         save_graph(transformer, graph)
         graphs = {"caption": self._places.stage / "caption.onnx", "transformer": graph}
-        loaded = Loaded(self._bundle, graphs, self._hash("trial"))
+        loaded = Loaded(self._bundle, graphs, self._hash("trial"), [switches(names)])
         self._tried = loaded
         return Trial(loaded.transformer, names, loaded.contender(self._plans.trial).painter)
 

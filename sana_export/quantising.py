@@ -15,13 +15,13 @@ from sana_runtime.manifest import Manifest
 from sana_runtime.publish import publishing
 
 from sana_export.cache import cache_folder
-from sana_export.findings import Findings, Outcome
+from sana_export.findings import NARROW, Findings, Outcome
 from sana_export.int8_stages import Calibration, Places
 from sana_export.plans import Plans, make_plans
 from sana_export.replay import held_to
 from sana_export.report import verdict_of, write_report
-from sana_export.saving import data_file
 from sana_export.steps import FINDING, BuildStep, OnBuildStep
+from sana_export.text_trial import PART, TEXT_SCHEME, graph_bytes
 
 __all__ = ["Int8Settings", "calibrate", "write_int8"]
 
@@ -30,7 +30,14 @@ BUDGET = 0.1  # by which finished latents of the trial may move, relative to the
 ROUNDS = 4  # of the gate, each with half of the movement that the last one had
 LEAST_PSNR = 20.0  # of golden pictures, which the float reference painted; the gate asks for more
 FORCED_PSNR = 10.0
-SHARES = {"record": (0.0, 0.4), "smooth": (0.4, 0.45), "sensitivity": (0.45, 0.7), "gate": (0.7, 0.95)}
+SHARES = {
+    "record": (0.0, 0.4),
+    "smooth": (0.4, 0.45),
+    "sensitivity": (0.45, 0.7),
+    "gate": (0.7, 0.85),
+    "speed": (0.85, 0.87),
+    "text": (0.87, 0.95),
+}
 LATER = (0.95, 1.0)
 
 
@@ -116,7 +123,11 @@ def _find(calibration: Calibration, bundle: Bundle, plans: Plans, settings: Int8
     outcome = _settle(calibration)
     if not settings.force:
         enforce(outcome.evidence, Limits())
-    speed = calibration.speed(outcome.quantised.products)
+    products = outcome.quantised.products
+    speed = calibration.speed(products)
+    text = None if outcome.evidence.complaints(Limits()) else calibration.text(products)
+    if text is not None and text.shipped:
+        outcome = replace(outcome, evidence=calibration.evidence(products, text=True))
     return Findings(
         bundle=bundle,
         plans=plans,
@@ -124,8 +135,9 @@ def _find(calibration: Calibration, bundle: Bundle, plans: Plans, settings: Int8
         outcome=outcome,
         complaints=outcome.evidence.complaints(Limits()),
         speed=speed,
-        float_bytes=_bytes(bundle.graph("transformer")) // 2,
-        int8_bytes=_bytes(calibration.transformer),
+        float_bytes=graph_bytes(bundle.graph("transformer")) // 2,
+        int8_bytes=graph_bytes(calibration.transformer),
+        text=text,
     )
 
 
@@ -142,16 +154,13 @@ def _settle(calibration: Calibration) -> Outcome:
     return outcome
 
 
-def _bytes(graph: Path) -> int:
-    return sum(file.stat().st_size for file in (graph, data_file(graph)) if file.is_file())
-
-
 def _finish(findings: Findings, stage: Path) -> None:
     """Copy what stays as it is, report, and seal."""
     source = findings.bundle
     if not findings.shipped:
-        for file in stage.iterdir():
-            file.unlink()
+        for part in ("caption", "transformer"):
+            for file in stage.glob(f"{part}.*"):
+                file.unlink()
     for name in source.manifest.files:
         if not (stage / name).exists() and not name.startswith("report."):
             (stage / name).parent.mkdir(exist_ok=True)
@@ -163,15 +172,19 @@ def _finish(findings: Findings, stage: Path) -> None:
 
 
 def _manifest(findings: Findings) -> Manifest:
-    """The float bundle's, with the transformer as it is now."""
+    """The float bundle's, with the transformer and the text encoder as they are now."""
     manifest = findings.bundle.manifest
+    text = manifest.parts[PART]
+    if findings.text is not None and findings.text_shipped:
+        left = dict.fromkeys(findings.text.quantised.left, NARROW)
+        text = replace(text, scheme=TEXT_SCHEME, kept_float=left)
     transformer = replace(manifest.parts["transformer"], kept_float=findings.kept_float)
     if findings.shipped:
         transformer = replace(transformer, precision="int8", scheme=SCHEME)
     return replace(
         manifest,
         precision="int8",
-        parts={**manifest.parts, "transformer": transformer},
+        parts={**manifest.parts, "transformer": transformer, PART: text},
         golden=tuple(replace(record, least_psnr=FORCED_PSNR) for record in manifest.golden),  # until it is replayed
         waived=findings.complaints if findings.shipped else (),
     )

@@ -15,11 +15,19 @@ from sana_runtime.manifest import Manifest
 from sana_export.evidence import png
 from sana_export.findings import Findings
 from sana_export.report_page import page
+from sana_export.speed import Speed
+from sana_export.text_trial import PART, TEXT_SCHEME
 
 __all__ = ["report", "verdict_of", "write_report"]
 
 IDENTICAL = 99.0  # decibels that stand for equal pictures, which have infinitely many
 LOUDER = 8  # times that differences are shown
+
+WHY_FLOAT = {
+    "caption": "stays float, as in the paper: keys and values of the cross-attention, once a prompt",
+    "decoder": "stays float: INT8 convolutions gain nothing that is worth their error, see docs/calibration.md",
+    "encoder": "stays float: it has the decoder's layers, and only repainting uses it",
+}
 
 Pixels = NDArray[np.uint8]
 
@@ -47,6 +55,7 @@ def report(findings: Findings) -> dict[str, Any]:
         "calibration": _calibration(findings),
         "size": {"float_16_bit_bytes": findings.float_bytes, "int8_bytes": findings.int8_bytes},
         "speed": _speed(findings),
+        "text_encoder": _text(findings),
         "parts": _parts(manifest, findings),
         "products": _products(findings),
     }
@@ -94,13 +103,11 @@ def _calibration(findings: Findings) -> dict[str, Any]:
 
 
 def _speed(findings: Findings) -> dict[str, Any]:
-    speed = findings.speed
-    return {
-        **vars(speed),
-        "latent": list(speed.latent),
-        "ratio": round(speed.ratio, 3),
-        "verdict": verdict_of(findings),
-    }
+    return {**_timed(findings.speed), "verdict": verdict_of(findings)}
+
+
+def _timed(speed: Speed) -> dict[str, Any]:
+    return {**vars(speed), "shape": list(speed.shape), "ratio": round(speed.ratio, 3)}
 
 
 def verdict_of(findings: Findings) -> str:
@@ -114,15 +121,42 @@ def verdict_of(findings: Findings) -> str:
 
 
 def _parts(manifest: Manifest, findings: Findings) -> list[dict[str, Any]]:
-    """Every part, with the exact name of how it computes."""
+    """Every part, with the exact name of how it computes, and why."""
     return [
         {
             "part": name,
-            "scheme": SCHEME if name == "transformer" and findings.shipped else part.scheme,
+            "scheme": _scheme(findings, name, part.scheme),
+            "verdict": _verdict(findings, name),
             "kept_float": findings.kept_float if name == "transformer" else {},
         }
         for name, part in manifest.parts.items()
     ]
+
+
+def _scheme(findings: Findings, part: str, usual: str) -> str:
+    shipped = {"transformer": findings.shipped and SCHEME, PART: findings.text_shipped and TEXT_SCHEME}
+    return shipped.get(part) or usual
+
+
+def _verdict(findings: Findings, part: str) -> str:
+    if part == PART:
+        return findings.text.verdict if findings.text else "stays float: the transformer alone fails the gate"
+    return verdict_of(findings) if part == "transformer" else WHY_FLOAT[part]
+
+
+def _text(findings: Findings) -> dict[str, Any] | None:
+    """What INT8 weights do to the text encoder; null where they were not tried."""
+    trial = findings.text
+    if trial is None:
+        return None
+    return {
+        "shipped": trial.shipped,
+        "float_16_bit_bytes": trial.float_bytes,
+        "int8_bytes": trial.int8_bytes,
+        "speed": _timed(trial.speed) if trial.speed else None,
+        "error": _number(trial.error),
+        "complaints": list(trial.complaints),
+    }
 
 
 def _products(findings: Findings) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The same step through the float and the INT8 transformer, in turn, on this machine."""
+"""The same feeds through the float and the INT8 form of a part, in turn, on this machine."""
 
 import os
 import time
@@ -27,7 +27,7 @@ class Speed:
     float_ms: float
     int8_ms: float
     runs: int
-    latent: tuple[int, ...]
+    shape: tuple[int, ...]  # of the first input
     engine: str
     cores: int
 
@@ -38,12 +38,19 @@ class Speed:
 
 
 def measure_speed(
-    float_graph: Path, int8_graph: Path, signature: Signature, feeds: Mapping[str, NDArray[Any]]
+    float_graph: Path,
+    int8_graph: Path,
+    signature: Signature,
+    feeds: Mapping[str, NDArray[Any]],
+    half: bool = False,
 ) -> Speed:
-    """Time both on the same feeds, opened as the pipeline does; float may use 16-bit products, its fastest form."""
+    """Time both on the same feeds, opened as the pipeline does; float may use 16-bit products, its fastest form.
+
+    With `half` the other one may, too: INT8 weights of products that are computed in float.
+    """
     sessions = (
         open_session(float_graph, Device.CPU, SessionOptions(half_products=True, signature=signature)),
-        open_session(int8_graph, Device.CPU, SessionOptions(signature=signature)),
+        open_session(int8_graph, Device.CPU, SessionOptions(half_products=half, signature=signature)),
     )
     for session in sessions:
         session.run(feeds)
@@ -54,7 +61,8 @@ def measure_speed(
             each.append(_seconds(session, feeds))
     float_ms, int8_ms = (round(median(each) * 1000, 3) for each in taken)
     engine = f"openvino {version('openvino')}"
-    return Speed(float_ms, int8_ms, len(taken[0]), feeds["latent"].shape, engine, os.cpu_count() or 1)
+    shape = feeds[signature.inputs[0].name].shape
+    return Speed(float_ms, int8_ms, len(taken[0]), shape, engine, os.cpu_count() or 1)
 
 
 def _seconds(session: Session, feeds: Mapping[str, NDArray[Any]]) -> float:

@@ -1,7 +1,8 @@
 """A bundle's parts, opened to be calibrated or judged: some of them may be replaced by other graphs."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sana_runtime.memory import available_memory
 from sana_runtime.memory_plan import keeps_all
 from sana_runtime.parts import Parts
 from sana_runtime.session import Arrays, Device, Session, SessionOptions, open_session
+from sana_runtime.signature import TensorSpec
 from sana_runtime.solver import Latent
 
 from sana_calibration.gate import Contender
@@ -38,9 +40,19 @@ def source_key(bundle: Bundle) -> str:
 class Loaded:
     """The parts of one bundle, loaded when first needed; a part in `graphs` is read from there."""
 
-    def __init__(self, bundle: Bundle, graphs: Mapping[str, Path] | None = None, key: str = "") -> None:
-        """`key` tells the `graphs` from others that stand in for the same parts."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        graphs: Mapping[str, Path] | None = None,
+        key: str = "",
+        besides: Sequence[TensorSpec] = (),
+    ) -> None:
+        """`key` tells the `graphs` from others that stand in for the same parts.
+
+        A transformer in `graphs` takes what is `besides` a transformer's inputs.
+        """
         self._bundle = bundle
+        self._besides = tuple(besides)
         self._graphs = dict(graphs or {})
         self._signatures = {name: part.signature for name, part in bundle.manifest.parts.items()}
         together = keeps_all(bundle, available_memory())
@@ -63,8 +75,10 @@ class Loaded:
 
     def _load(self, name: str) -> Session:
         half = self._bundle.manifest.parts[name].precision in ("bf16", "fp16")
-        graph = self._graphs.get(name) or self._bundle.graph(name)
-        return open_session(graph, Device.CPU, SessionOptions(half_products=half))
+        graph, signature = self._graphs.get(name) or self._bundle.graph(name), self._signatures[name]
+        if name == "transformer":
+            signature = replace(signature, inputs=(*signature.inputs, *self._besides))
+        return open_session(graph, Device.CPU, SessionOptions(half_products=half, signature=signature))
 
 
 def _accept(part: str, outputs: Arrays) -> None:

@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from sana_runtime.errors import QualityError
 from sana_runtime.progress import Clock, StepEvent
 from sana_runtime.session import Arrays, Session
+from sana_runtime.signature import TensorSpec
 
 from sana_calibration.painter import Painter
 from sana_calibration.recording_graph import LARGEST, POWER, SAMPLE, SAMPLED
 from sana_calibration.recording_state import load_state, save_state
 from sana_calibration.statistics import KEPT_TOKENS, TokenStatistics
 
-__all__ = ["RecordProgress", "Recording", "file_sha256", "record"]
+__all__ = ["SAMPLED_INPUT", "RecordProgress", "Recording", "file_sha256", "record"]
 
 SAMPLED_TOKENS = 16  # of each picture, step and guidance branch
+SAMPLED_INPUT = TensorSpec(SAMPLED, "int64", (SAMPLED_TOKENS,))  # what a recording graph takes besides
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from sana_runtime.signature import TensorSpec
 
 from sana_calibration.edit import Editor
 from sana_calibration.products import Product, chosen
 from sana_calibration.quantise import Int8Writer, Variant
 
-__all__ = ["IN_INT8", "make_trial_graph"]
+__all__ = ["IN_INT8", "make_trial_graph", "switches"]
 
 IN_INT8 = "in_int8"  # the additional input: one bool for each product, in the order of `make_trial_graph`'s answer
 
@@ -26,6 +27,11 @@ def make_trial_graph(model: ir.Model, names: Sequence[str] | None = None) -> tup
     for index, product in enumerate(products):
         _choose(model.graph, product, writer.write(product), (switches, index))
     return tuple(product.name for product in products)
+
+
+def switches(names: Sequence[str]) -> TensorSpec:
+    """The input that the graph takes besides those of a transformer."""
+    return TensorSpec(IN_INT8, "bool", (len(names),))
 
 
 def _choose(graph: ir.Graph, product: Product, y: ir.Value, switch: tuple[ir.Value, int]) -> None:

@@ -23,7 +23,7 @@ from sana_export.replay import psnr, verify
 from sana_export.speed import Speed, measure_speed
 
 PROMPTS = '"a cat on the mat"\n{"captions": ["a <b>bold</b> & red circle", "a circle"], "scores": [1, 0]}\n""\n'
-STAGES = ("record", "smooth", "sensitivity", "gate", "speed", "verify")
+STAGES = ("record", "smooth", "sensitivity", "gate", "speed", "text", "verify")
 FAST, SLOW = (Speed(10.0, taken, 7, (2, 32, 4, 4), "engine", 2) for taken in (5.0, 11.0))
 
 
@@ -34,7 +34,9 @@ def home(tmp_path_factory):
         folder = tmp_path_factory.mktemp("home")
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("XDG_DATA_HOME", str(folder / "data"))
-        patch.setattr(int8_stages, "measure_speed", lambda *graphs: FAST)  # so small a model gains nothing by INT8
+        patch.setattr(
+            int8_stages, "measure_speed", lambda *graphs, **options: FAST
+        )  # so small a model gains nothing by INT8
         yield folder
 
 
@@ -75,7 +77,8 @@ def test_the_manifest_names_the_scheme_of_every_part_and_what_stayed_float(float
     assert manifest.precision == "int8"
     assert manifest.waived == ()
     assert {name: part.scheme for name, part in manifest.parts.items() if part.scheme != "float32"} == {
-        "transformer": "int8-channel-token"
+        "transformer": "int8-channel-token",
+        "text_encoder": "int8-weights",
     }
     assert {"patch", "out"} <= set(manifest.parts["transformer"].kept_float)
     graph = onnx.load(int8_bundle.graph("transformer"), load_external_data=False).graph
@@ -99,6 +102,38 @@ def test_the_report_tells_every_product_timestep_and_picture(int8_bundle, told):
     assert report["speed"]["ratio"] == 2.0
     files = (int8_bundle.manifest.files[f"transformer.{kind}"] for kind in ("onnx", "data"))
     assert report["size"]["int8_bytes"] == sum(file.size for file in files)
+
+
+def test_every_part_has_a_verdict_and_a_text_encoder_of_int8_weights_is_judged_by_what_is_painted(int8_bundle):
+    report = json.loads(int8_bundle.file("report.json").read_text())
+    verdicts = {each["part"]: each["verdict"] for each in report["parts"]}
+    assert verdicts.keys() == int8_bundle.manifest.parts.keys()
+    assert verdicts["text_encoder"].endswith(": shipped")
+    assert verdicts["decoder"].startswith("stays float: INT8 convolutions")
+    text = report["text_encoder"]
+    files = [int8_bundle.manifest.files[f"text_encoder.{kind}"].size for kind in ("onnx", "data")]
+    assert text["int8_bytes"] == sum(files)
+    assert 0 < text["error"] < 0.05
+    assert verdicts["text_encoder"] in int8_bundle.file("report.html").read_text()
+
+
+def test_a_text_encoder_that_spoils_pictures_stays_float(float_bundle, settings, tmp_path, monkeypatch):
+    """The same gate with a limit between what the transformer alone reaches and what both do."""
+    judged = int8_stages.Calibration.evidence
+
+    def spoilt(self, products, text=False):
+        found = judged(self, products, text)
+        return replace(found, psnrs=[20.0] * len(found.psnrs)) if text else found
+
+    monkeypatch.setattr(int8_stages.Calibration, "evidence", spoilt)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = calibrate(float_bundle.path, tmp_path / "bundle", settings)
+    assert made.manifest.parts["text_encoder"] == float_bundle.manifest.parts["text_encoder"]
+    assert made.manifest.files["text_encoder.data"] == float_bundle.manifest.files["text_encoder.data"]
+    report = json.loads(made.file("report.json").read_text())
+    (verdict,) = (each["verdict"] for each in report["parts"] if each["part"] == "text_encoder")
+    assert "stays float, median PSNR 20, required 32" in verdict
+    assert report["gate"]["passed"], "the transformer is shipped without it"
 
 
 def test_the_page_is_one_file_without_script_that_shows_pictures_and_escapes_prompts(int8_bundle):
@@ -172,7 +207,7 @@ def test_a_gate_that_is_not_passed_publishes_nothing_unless_forced(float_bundle,
 def test_what_is_neither_smaller_nor_faster_is_shipped_in_float(
     float_bundle, settings, int8_bundle, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(quantising, "_bytes", lambda graph: 1000)
+    monkeypatch.setattr(quantising, "graph_bytes", lambda graph: 1000)
     monkeypatch.setattr(quantising.Calibration, "speed", lambda self, products: SLOW)
     kept = calibrate(float_bundle.path, tmp_path / "bundle", settings)
     part = kept.manifest.parts["transformer"]
@@ -190,7 +225,7 @@ def test_float_and_int8_take_turns_on_the_same_feeds(float_bundle, int8_bundle):
     feeds = signature.example_feeds(batch=2, height=2, width=3)
     graphs = (bundle.graph("transformer") for bundle in (float_bundle, int8_bundle))
     speed = measure_speed(*graphs, signature, feeds)
-    assert (speed.runs, speed.latent) == (7, (2, 32, 2, 3))
+    assert (speed.runs, speed.shape) == (7, (2, 32, 2, 3))
     assert speed.ratio == pytest.approx(speed.float_ms / speed.int8_ms)
 
 
