@@ -14,6 +14,8 @@ from PIL import Image
 from sana_runtime.picture import read_recipe
 from sana_runtime.pipeline import Pipeline
 
+from sana_export.cli import main
+
 
 def png(b64: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))))
@@ -25,10 +27,16 @@ def client(running) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="module")
-def expected(bundle):
-    """A function that paints without the server."""
-    with Pipeline.open(bundle) as pipeline:
-        yield lambda seed: pipeline.generate("a star", size=(64, 96), steps=3, seed=seed).pixels
+def pipeline(bundle):
+    """What paints without the server."""
+    with Pipeline.open(bundle) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def expected(pipeline):
+    """A function that paints what a seed gives."""
+    return lambda seed: pipeline.generate("a star", size=(64, 96), steps=3, seed=seed).pixels
 
 
 @pytest.fixture
@@ -78,6 +86,45 @@ def test_a_job_can_be_watched_and_its_picture_holds_its_recipe(running, tmp_path
     (tmp_path / "picture.png").write_bytes(answer.content)
     recipe = read_recipe(tmp_path / "picture.png")
     assert (recipe.prompt, recipe.seed, recipe.size, recipe.steps) == ("ein 红 star 🙂", 5, (64, 64), 3)
+
+
+SPOKEN = (
+    "一只红色的猫坐在蓝色垫子上,旁边有“竹子”🎋",
+    "👩‍👩‍👧 et un drapeau 🇩🇪, ❤️ 👍🏽",
+    "دائرة حمراء فوق מרובע כחול, e\u0301",
+)
+
+
+@pytest.mark.parametrize("prompt", SPOKEN, ids=["chinese", "emoji", "right-to-left"])
+@pytest.mark.parametrize("written", ["as utf-8", "with escapes", "through openai"])
+def test_every_script_goes_unharmed_from_a_request_to_what_info_reads(
+    running, client, pipeline, tmp_path, capsys, prompt, written
+):
+    order = {"prompt": prompt, "negative_prompt": prompt[::-1], "seed": 5, "steps": 2, "size": "64x64"}
+    if written == "through openai":
+        more = {name: order[name] for name in ("negative_prompt", "seed", "steps")}
+        answer = client.images.generate(prompt=prompt, size="64x64", extra_body=more)
+        content = base64.b64decode(answer.data[0].b64_json)
+    else:
+        body = json.dumps(order, ensure_ascii=written == "with escapes").encode()
+        job = running.post("/v1/jobs", content=body, headers=JSON).headers["location"]
+        running.wait(job, "done")
+        content = running.get(f"{job}/result").content
+    (tmp_path / "picture.png").write_bytes(content)
+    told = info(capsys, tmp_path / "picture.png", "--json")
+    assert (json.loads(told)["prompt"], json.loads(told)["negative"]) == (prompt, prompt[::-1])
+    if prompt.isprintable():  # the terminal gets the rest as escapes, which cannot steer it
+        assert prompt in info(capsys, tmp_path / "picture.png")
+    ours = pipeline.generate(prompt, negative=prompt[::-1], seed=5, steps=2, size=(64, 64)).pixels
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), ours)
+
+
+def info(capsys, *arguments):
+    """What `sana-export info` prints."""
+    with pytest.raises(SystemExit) as left:
+        main(["info", *map(str, arguments)])
+    assert left.value.code == 0
+    return capsys.readouterr().out
 
 
 def test_seeds_that_nobody_chose_differ(running):
