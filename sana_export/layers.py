@@ -72,6 +72,8 @@ class Wiring:
             through, value, node = node.operator, node.outputs[0], self.readers.get(node.outputs[0])
         if node is None:
             return "", STORED
+        if node.operator == "Gather" and (found := self.readers.get(node.outputs[0])) and found.operator in WIDENING:
+            through = found.operator  # a table's rows are widened when they have been found
         factors = [through if each == value else self.makers.get(each) for each in node.inputs[:2]]
         codes = factors == ["DequantizeLinear"] * 2
         return node.operator, INTEGER_PRODUCT if codes else WIDENED if through else STORED

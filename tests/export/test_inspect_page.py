@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from sana_calibration.quantise import quantise
+from sana_calibration.weight_only import quantise_weights
 from sana_runtime.onnx_operators import operators
 
 from sana_export.cli.main import main
@@ -102,6 +103,18 @@ def test_rounded_and_widened_weights_are_told_from_plain_ones(bundle, tmp_path):
     assert rounded == {f"blocks.{i}.{product}" for i in (0, 1) for product in PRODUCTS}
     assert {(found[name].stored, found[name].operator) for name in rounded} == {("int8", "MatMul")}
     assert {(found[name].stored, found[name].read) for name in left} == {("bf16", WIDENED)}
+
+
+def test_weights_and_tables_that_are_stored_in_int8_alone_are_widened(bundle, tmp_path):
+    model = ir.load(bundle / "text_encoder.onnx")
+    done = quantise_weights(model).products
+    ir.save(model, tmp_path / "text_encoder.onnx")
+    found = {layer.name: layer for layer in layers(tmp_path / "text_encoder.onnx")}
+    assert {(found[name].stored, found[name].operator, found[name].read) for name in done} == {
+        ("int8", "MatMul", WIDENED)
+    }
+    table = found["embedding"]
+    assert (table.stored, table.operator, table.read) == ("int8", "Gather", WIDENED)
 
 
 PRODUCTS = ("attention.qkv", "attention.out", "cross_attention.q", "cross_attention.out")
