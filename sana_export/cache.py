@@ -6,8 +6,10 @@ from typing import Any
 
 import platformdirs
 from sana_runtime.engine_cache import EngineCache
+from sana_runtime.errors import UsageError
+from sana_runtime.prompt_cache import PromptCache
 
-__all__ = ["cache_folder", "clear_cache", "engines", "entries", "render"]
+__all__ = ["cache_folder", "clear_cache", "engines", "entries", "prompts", "render"]
 
 
 def cache_folder() -> Path:
@@ -31,9 +33,15 @@ def engines() -> list[dict[str, Any]]:
     ]
 
 
-def render(kept: list[tuple[str, int]], built: list[dict[str, Any]]) -> str:
-    """What is kept as lines of text."""
-    lines = [f"{size / 1e6:>9.1f} MB  {name}" for name, size in kept]
+def prompts() -> int:
+    """Number of prompts that are kept."""
+    return len(PromptCache().entries())
+
+
+def render(kept: list[tuple[str, int]], built: list[dict[str, Any]], encoded: int) -> str:
+    """What is kept as lines of text, with the engines and the number of prompts."""
+    told = {"prompts": f" ({encoded} of them)"} if encoded else {}
+    lines = [f"{size / 1e6:>9.1f} MB  {name}{told.get(name, '')}" for name, size in kept]
     for entry in built:
         capabilities = ", ".join(f"{one / 10}" for one in entry["capabilities"])
         plugin = ", plugin" if entry["plugin"] else ""
@@ -44,16 +52,19 @@ def render(kept: list[tuple[str, int]], built: list[dict[str, Any]]) -> str:
     return "\n".join(lines) or "nothing is kept"
 
 
-def clear_cache() -> int:
-    """Remove everything; returns the bytes that this freed."""
-    freed = sum(size for _, size in entries())
-    for name, _ in entries():
-        entry = cache_folder() / name
+def clear_cache(name: str | None = None) -> int:
+    """Remove what is kept as `name`, or everything; returns the bytes that this freed."""
+    kept = entries() if name is None else [entry for entry in entries() if entry[0] == name]
+    if name is not None and not kept:
+        known = ", ".join(entry for entry, _ in entries()) or "nothing"
+        raise UsageError(f"{name}: not kept here; there is {known}")
+    for each, _ in kept:
+        entry = cache_folder() / each
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    return freed
+    return sum(size for _, size in kept)
 
 
 def _size(entry: Path) -> int:

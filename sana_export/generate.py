@@ -14,6 +14,7 @@ from sana_runtime.errors import UsageError
 from sana_runtime.picture import Picture, read_picture, read_recipe
 from sana_runtime.pipeline import Pipeline
 from sana_runtime.progress import StepEvent
+from sana_runtime.prompt_cache import PromptCache
 
 from sana_export.painting import interruptible
 
@@ -43,6 +44,7 @@ class Order:
     like: Path | None
     preview: bool
     no_metadata: bool
+    keep_prompts: bool
     device: str
 
     def prompt_list(self) -> list[str]:
@@ -100,7 +102,8 @@ def generate(bundle: Path, order: Order, on_step: OnOrderStep) -> Iterator[Paint
         raise UsageError(f"{bundle} has no preview map, so --preview has no effect; leave it out or build it again")
     total = len(prompts) * order.count
     _prepare([order.path(number, total) for number in range(total)])
-    with Pipeline.open(bundle, device=order.device) as pipeline:
+    kept = PromptCache() if order.keep_prompts else None
+    with Pipeline.open(bundle, device=order.device, prompt_cache=kept) as pipeline:
         for number in range(total):
             began, path = time.monotonic(), order.path(number, total)
 

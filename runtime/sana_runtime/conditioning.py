@@ -4,7 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,19 @@ from sana_runtime.prompt import PromptRules, PromptTokens, batch
 from sana_runtime.session import Arrays
 from sana_runtime.tokenizer import Tokenizer
 
-__all__ = ["Condition", "Conditioner", "side_by_side"]
+__all__ = ["Condition", "Conditioner", "Store", "side_by_side"]
 
 RunPart = Callable[[str, Mapping[str, NDArray[Any]]], Arrays]
+
+
+class Store(Protocol):
+    """Where arrays outlive the process."""
+
+    def load(self, key: str) -> NDArray[Any] | None:
+        """What was stored under `key`, if it is there."""
+
+    def store(self, key: str, array: NDArray[Any]) -> None:
+        """Keep `array` under `key`."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +51,20 @@ def side_by_side(conditions: Sequence[Condition]) -> tuple[NDArray[Any], NDArray
 class Conditioner:
     """Encodes prompts through the bundle's text parts and keeps the latest ones."""
 
-    def __init__(self, run: RunPart, tokenizer: Tokenizer, rules: PromptRules, *, cache_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self,
+        run: RunPart,
+        tokenizer: Tokenizer,
+        rules: PromptRules,
+        *,
+        cache_bytes: int = 256 << 20,
+        kept: tuple[Store, str] | None = None,
+    ) -> None:
+        """`kept` is where prompts stay for later runs, and what tells the text parts from others there."""
         self._run = run
         self._tokenizer = tokenizer
         self._rules = rules
+        self._store, self._source = kept or (None, "")
         self._kept: OrderedDict[PromptTokens, Condition] = OrderedDict()
         self._budget = cache_bytes
         self._lock = threading.Lock()
@@ -56,11 +76,6 @@ class Conditioner:
     def negative(self, text: str) -> Condition:
         """The condition of a negative prompt, which no instruction precedes."""
         return self._condition(self._rules.plain(self._tokenizer, text))
-
-    def holds(self, prompt: str, negative: str) -> bool:
-        """Whether both are remembered, so that no text part need be loaded."""
-        wanted = (self._rules.instruct(self._tokenizer, prompt), self._rules.plain(self._tokenizer, negative))
-        return all(tokens in self._kept for tokens in wanted)
 
     def _condition(self, tokens: PromptTokens) -> Condition:
         with self._lock:
@@ -75,7 +90,15 @@ class Conditioner:
         return condition
 
     def _encode(self, tokens: PromptTokens) -> Condition:
-        inputs = batch([tokens])
+        """The condition, read from the store where that has one of the right shape."""
+        inputs, key = batch([tokens]), f"{self._source} {tokens}"
+        rows = int(inputs.row_mask.sum())
+        found = self._store.load(key) if self._store is not None else None
+        if found is not None and found.ndim == 5 and found.shape[2:4] == (1, rows) and found.dtype.kind == "f":
+            return Condition(found)
         feeds = {"input_ids": inputs.input_ids, "text_mask": inputs.text_mask, "instructed": inputs.instructed}
         text = self._run("text_encoder", feeds)["text"]
-        return Condition(self._run("caption", {"text": text[:, inputs.row_mask[0]]})["text_kv"])
+        made = self._run("caption", {"text": text[:, inputs.row_mask[0]]})["text_kv"]
+        if self._store is not None:
+            self._store.store(key, made)
+        return Condition(made)

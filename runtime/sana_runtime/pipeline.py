@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sana_runtime.bundle import Bundle, open_bundle
-from sana_runtime.conditioning import Conditioner
+from sana_runtime.conditioning import Conditioner, Store
 from sana_runtime.engine_shapes import Span, engine_signature
 from sana_runtime.errors import UsageError
 from sana_runtime.guidance import Guidance
@@ -27,25 +28,48 @@ from sana_runtime.session import Device, Session, SessionOptions, open_session
 from sana_runtime.signature import Signature
 from sana_runtime.solver import Solver, make_solver
 
+if TYPE_CHECKING:
+    from sana_runtime.prompt_cache import PromptCache
+
 __all__ = ["Pipeline"]
 
 
 class Pipeline:
     """Paints pictures from one bundle. Safe to call from several threads: they take turns."""
 
-    def __init__(self, bundle: Bundle, parts: Parts, devices: Mapping[str, Device], span: Span | None = None) -> None:
-        """`span` is what the engines take, where there are any and they take less than all that the bundle paints."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        parts: Parts,
+        devices: Mapping[str, Device],
+        span: Span | None = None,
+        kept: tuple[Store, str] | None = None,
+    ) -> None:
+        """`span` is what the engines take, where there are any and they take less than all that the bundle paints.
+
+        `kept` is where prompts stay for later runs, and what tells this bundle's from others.
+        """
         self._bundle = bundle
         self._parts = parts
         self._device = "+".join(sorted({chosen.value for chosen in devices.values()}))
-        self._conditioner = Conditioner(parts.run, bundle.tokenizer(), bundle.prompt_rules())
+        self._conditioner = Conditioner(parts.run, bundle.tokenizer(), bundle.prompt_rules(), kept=kept)
         self._signatures = {name: _signature(bundle, name, devices[name], span) for name in bundle.manifest.parts}
         self._turn = threading.Lock()
         self._painter: int | None = None  # the thread whose turn it is
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str | Mapping[str, str] = "auto", threads: int = 0) -> "Pipeline":
-        """Open a bundle; `device` is auto, a device's name, or names by part (the others are auto)."""
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        device: str | Mapping[str, str] = "auto",
+        threads: int = 0,
+        prompt_cache: "PromptCache | None" = None,
+    ) -> "Pipeline":
+        """Open a bundle; `device` is auto, a device's name, or names by part (the others are auto).
+
+        With a `prompt_cache`, what prompts become is kept on the disk: painted again, they need no text encoder.
+        """
         bundle = open_bundle(Path(path))
         devices = _devices(bundle, device)
         span = None
@@ -65,7 +89,7 @@ class Pipeline:
             return open_session(bundle.graph(name), devices[name], options)
 
         together = keeps_all(bundle, available_memory())
-        return cls(bundle, Parts(load, together=together), devices, span)
+        return cls(bundle, Parts(load, together=together), devices, span, _kept(prompt_cache, bundle, devices, threads))
 
     def generate(
         self,
@@ -177,6 +201,18 @@ def _solver(usual: Defaults, name: str | None, steps: int | None) -> Solver:
     if name is None or name == usual.solver:
         return make_solver(usual.solver, usual.steps if steps is None else steps, usual.shift)
     return make_solver(name, steps, None if name == "scm" else usual.shift)
+
+
+def _kept(
+    prompt_cache: "PromptCache | None", bundle: Bundle, devices: Mapping[str, Device], threads: int
+) -> tuple[Store, str] | None:
+    """The cache, ready, and what is this bundle's in it."""
+    if prompt_cache is None:
+        return None
+    from sana_runtime.prompt_cache import text_source
+
+    prompt_cache.prepare()
+    return prompt_cache, text_source(bundle, devices, threads)
 
 
 def _devices(bundle: Bundle, device: str | Mapping[str, str]) -> dict[str, Device]:

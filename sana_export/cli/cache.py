@@ -26,18 +26,20 @@ def path(as_json: bool) -> None:
 @json_option
 def ls(as_json: bool) -> None:
     """List what is kept, with sizes."""
-    from sana_export.cache import engines, entries, render
+    from sana_export.cache import engines, entries, prompts, render
 
-    kept, built = entries(), engines()
+    kept, built, encoded = entries(), engines(), prompts()
     described = [{"name": name, "bytes": size} for name, size in kept]
-    Reporter(as_json=as_json).result(render(kept, built), entries=described, engines=built)
+    text = render(kept, built, encoded)
+    Reporter(as_json=as_json).result(text, entries=described, engines=built, prompts=encoded)
 
 
 @command.command("clear")
+@click.argument("name", required=False)
 @json_option
-def clear(as_json: bool) -> None:
-    """Remove what is kept; it is made again when needed."""
+def clear(name: str | None, as_json: bool) -> None:
+    """Remove what `ls` lists as NAME, or everything; it is made again when needed."""
     from sana_export.cache import clear_cache
 
-    freed = clear_cache()
+    freed = clear_cache(name)
     Reporter(as_json=as_json).result(f"freed {freed / 1e6:.1f} MB", bytes=freed)

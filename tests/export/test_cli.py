@@ -61,7 +61,8 @@ OPTIONS = {
     "calibrate": {"--output", "--prompts", "--samples", "--force", "--json"},
     "generate": {
         "--bundle", "--output", "--size", "--steps", "--guidance", "--negative", "--seed", "--solver", "--count",
-        "--prompts", "--image", "--strength", "--like", "--preview", "--no-metadata", "--device", "--json",
+        "--prompts", "--image", "--strength", "--like", "--preview", "--no-metadata", "--keep-prompts", "--device",
+        "--json",
     },
     "plan": {"--precision", "--size", "--json"},
     "verify": {"--device", "--public-key", "--signature", "--require-signature", "--json"},

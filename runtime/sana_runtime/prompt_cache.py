@@ -1,0 +1,160 @@
+"""Keep what prompts become on the disk, so that one that was painted before needs no text encoder.
+
+The folder is the user's alone. An entry is a .npy file with 32 bytes after it: the SHA-256 of its name and its content.
+One that is damaged, cut short, renamed or another user's is not used, and made again. Its name is a hash of everything
+that the numbers depend on: the bundle's text parts, the prompt's tokens, who computes them, and where.
+"""
+
+import hashlib
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from sana_runtime.bundle import Bundle
+from sana_runtime.errors import BackendError, MemoryLimitError
+from sana_runtime.private_files import make_private, open_private, replace_private
+from sana_runtime.session import Device
+
+__all__ = ["PromptCache", "prompt_folder", "text_source"]
+
+LIMIT = 1 << 30  # bytes: about 150 prompts of 20 words for Sana-0.6B
+DIGEST_BYTES = 32
+ABANDONED = 3600.0  # seconds after which a file that was never finished is removed
+TEXT_PARTS = ("text_encoder", "caption")
+ENGINES = (  # of which any may be installed; numbers differ a little from version to version
+    "openvino",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "tensorrt-rtx",
+    "tensorrt",
+)
+
+
+def prompt_folder() -> Path:
+    """Where prompts are kept."""
+    return Path(platformdirs.user_cache_dir("sana-export")) / "prompts"
+
+
+def text_source(bundle: Bundle, devices: Mapping[str, Device], threads: int) -> str:
+    """A hash of all that a prompt's numbers depend on but the prompt.
+
+    Data files count whole, for whichever part they are: a graph may read any that its bundle declares.
+    """
+    manifest = bundle.manifest
+    counted = [manifest.parts[part].file for part in TEXT_PARTS]
+    counted += [name for name in manifest.files if name.endswith(".data")]
+    facts = (
+        [(name, manifest.files[name].sha256) for name in sorted({*counted, "prompt.json", "tokenizer.json"})],
+        [(part, manifest.parts[part].precision, devices[part].value) for part in TEXT_PARTS],
+        [(engine, _version(engine)) for engine in ("sana-export", *ENGINES)],
+        (platform.node(), platform.machine(), threads),
+    )
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+class PromptCache:
+    """Arrays on disk by key, up to `limit` bytes; those used longest ago make room."""
+
+    def __init__(self, folder: Path | None = None, *, limit: int = LIMIT) -> None:
+        self.folder = folder or prompt_folder()
+        self._limit = limit
+
+    def prepare(self) -> None:
+        """Make the folder, private to the user; BackendError where that cannot be."""
+        make_private(self.folder)
+
+    def load(self, key: str) -> NDArray[Any] | None:
+        """The array that was stored under `key`, whole; None when there is none, or it cannot be trusted."""
+        path = self._path(key)
+        try:
+            array = _read(path, self._limit)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            _remove(path)
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return array
+
+    def store(self, key: str, array: NDArray[Any]) -> None:
+        """Keep an array. One that is too large, or that the disk does not take, is not kept: it can be made again."""
+        stream = io.BytesIO()
+        np.save(stream, array, allow_pickle=False)
+        content = stream.getvalue()
+        if len(content) + DIGEST_BYTES > self._limit:
+            return
+        with suppress(BackendError, MemoryLimitError, OSError):
+            self.prepare()
+            self._make_room(len(content) + DIGEST_BYTES)
+            with replace_private(self._path(key)) as file:
+                file.write(content)
+                file.write(_digest(self._path(key), content))
+
+    def entries(self) -> tuple[Path, ...]:
+        """What is kept, the last used first."""
+        return tuple(path for path, _, _ in self._files())
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+
+    def _files(self) -> list[tuple[Path, int, float]]:
+        """Each entry with its size and when it was used, the last used first."""
+        found = []
+        for path in self.folder.glob("*.npy") if self.folder.is_dir() else ():
+            with suppress(OSError):  # another process may remove it meanwhile
+                info = path.lstat()
+                found.append((path, info.st_size, info.st_mtime))
+        return sorted(found, key=lambda each: (-each[2], each[0]))
+
+    def _make_room(self, needed: int) -> None:
+        """Remove what was used longest ago until `needed` bytes fit, and what was never finished."""
+        for path in self.folder.glob(".*.part"):
+            with suppress(OSError):
+                if time.time() - path.lstat().st_mtime > ABANDONED:
+                    path.unlink()
+        for path, size, _ in self._files():
+            needed += size
+            if needed > self._limit:
+                _remove(path)
+
+
+def _read(path: Path, limit: int) -> NDArray[Any]:
+    """The checked array in `path`; ValueError when it is not what was stored there."""
+    with open_private(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise ValueError("it is too large to be ours")
+        held = file.read()
+    content, digest = held[:-DIGEST_BYTES], held[-DIGEST_BYTES:]
+    if digest != _digest(path, content):
+        raise ValueError("it is damaged, or another entry under this one's name")
+    array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    return array
+
+
+def _digest(path: Path, content: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + content).digest()
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,92 @@
+"""A prompt that was painted before is read from the disk, and the picture is the same to the last pixel."""
+
+import json
+
+import numpy as np
+import pytest
+from sana_runtime import pipeline as pipeline_module
+from sana_runtime.pipeline import Pipeline
+from sana_runtime.prompt_cache import DIGEST_BYTES, PromptCache
+
+from sana_export.cli.main import main
+
+PROMPT = "a red circle above two squares"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return PromptCache(tmp_path / "prompts")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Names of the graphs that an engine library has opened."""
+    names, open_session = [], pipeline_module.open_session
+
+    def watched(graph, device, options):
+        names.append(graph.stem)
+        return open_session(graph, device, options)
+
+    monkeypatch.setattr(pipeline_module, "open_session", watched)
+    return names
+
+
+def paint(path, cache=None, **arguments):
+    with Pipeline.open(path, device="cpu", threads=1, prompt_cache=cache) as pipeline:
+        return pipeline.generate(PROMPT, size=(64, 64), steps=2, seed=3, **arguments).pixels
+
+
+def test_a_prompt_from_the_disk_gives_the_same_pixels_without_a_text_encoder(built, cache, opened):
+    path = built("sana").path
+    plain = paint(path)
+    np.testing.assert_array_equal(paint(path, cache), plain)
+    assert len(cache.entries()) == 2  # the prompt and the empty negative one
+    opened.clear()
+    np.testing.assert_array_equal(paint(path, cache), plain)
+    assert opened == ["transformer", "decoder"]
+
+
+def test_a_damaged_prompt_is_encoded_again_and_kept_again(built, cache, opened):
+    path = built("sana").path
+    plain = paint(path, cache)
+    for entry in cache.entries():
+        entry.write_bytes(entry.read_bytes()[:-1])
+    np.testing.assert_array_equal(paint(path, cache), plain)
+    assert opened.count("text_encoder") == 2
+    opened.clear()
+    np.testing.assert_array_equal(paint(path, cache), plain)
+    assert "text_encoder" not in opened
+
+
+def test_another_bundle_finds_nothing_there(built, cache, opened):
+    paint(built("sana").path, cache)
+    opened.clear()
+    pixels = paint(built("sprint").path, cache)
+    assert opened[0] == "text_encoder"
+    np.testing.assert_array_equal(pixels, paint(built("sprint").path))
+
+
+def test_without_being_asked_nothing_is_kept(built, cache):
+    paint(built("sana").path)
+    assert not cache.folder.exists()
+
+
+def test_kept_prompts_are_listed_and_cleared_by_themselves(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "sana-export" / "engines").mkdir(parents=True)
+    for key in ("one", "two"):
+        PromptCache().store(key, np.zeros((2, 2, 1, 3, 4), np.float32))
+    assert ran(capsys, "cache", "ls").splitlines() == ["      0.0 MB  engines", "      0.0 MB  prompts (2 of them)"]
+    assert json.loads(ran(capsys, "cache", "ls", "--json"))["prompts"] == 2
+    assert json.loads(ran(capsys, "cache", "clear", "prompts", "--json"))["bytes"] == 2 * (128 + 192 + DIGEST_BYTES)
+    assert ran(capsys, "cache", "ls").splitlines() == ["      0.0 MB  engines"]
+    assert "prompts: not kept here; there is engines" in ran(capsys, "cache", "clear", "prompts", code=2)
+
+
+def ran(capsys, *arguments, code=0):
+    """What the command line says."""
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    out, errors = capsys.readouterr()
+    assert left.value.code == code
+    return out or errors
