@@ -54,6 +54,7 @@ class EngineKey:
     profile: str  # `profile_digest` of its shapes
     plugin: bool  # whether it needs the attention plugin
     sizes: str = ALL_SIZES  # of pictures: all that the bundle allows, or a `Span`, in words
+    streams: bool = False  # whether weights may stay off the card, and come when they are needed
 
     def serves(self, wanted: "EngineKey") -> bool:
         """Whether an engine with this key is one for `wanted`: the same, on at least its capabilities."""

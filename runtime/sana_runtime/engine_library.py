@@ -5,6 +5,7 @@ The only door to both. What they log is kept, because it is the only reason they
 
 import importlib
 import importlib.metadata
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -42,6 +43,7 @@ class LoadedEngine:
     context: Any
     jit_cache: Any | None  # kernels compiled for this card, where the library keeps them apart
     captures_graphs: bool  # whether the library makes CUDA graphs by itself
+    streams: bool = False  # whether weights come to the card while it runs
 
 
 class EngineLibrary:
@@ -61,13 +63,14 @@ class EngineLibrary:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._refusal("does not load the engine")
+        streams = self._stream(engine)
         settings = engine.create_runtime_config()
         compiled = self._compiled(settings, jit_cache)
-        captures = self._prefer_graphs(settings)
+        captures = self._prefer_graphs(settings, not streams)
         context = engine.create_execution_context(settings)
         if context is None:
             raise self._refusal("does not make the engine ready")
-        return LoadedEngine(engine, context, compiled, captures)
+        return LoadedEngine(engine, context, compiled, captures, streams)
 
     def failure(self, what: str) -> SanaError:
         """The error for a call of the library that failed, with the reason that it logged."""
@@ -112,11 +115,28 @@ class EngineLibrary:
         settings.set_runtime_cache(compiled)
         return compiled
 
-    def _prefer_graphs(self, settings: Any) -> bool:
+    def _stream(self, engine: Any) -> bool:
+        """Keep those weights off the card that it has no room for, of an engine that was built so; whether any are."""
+        weights = getattr(engine, "streamable_weights_size", 0)  # 0 unless it was built so
+        if not weights:
+            return False
+        room = engine.get_weight_streaming_automatic_budget()
+        engine.weight_streaming_budget_v2 = min(room, weights)
+        if room < weights:
+            warnings.warn(
+                f"{(weights - room) / 1e9:.2f} of {weights / 1e9:.2f} GB of weights stay off the card and come to it "
+                "in every run, which is slower; close other programs that use the card",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return bool(room < weights)
+
+    def _prefer_graphs(self, settings: Any, graphs: bool) -> bool:
         """Ask for CUDA graphs, and for kernels that do not change between runs: the same pixels every time."""
         if not hasattr(settings, "cuda_graph_strategy"):
             return False
-        settings.cuda_graph_strategy = self.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        strategies = self.module.CudaGraphStrategy
+        settings.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if graphs else strategies.DISABLED
         eager = self.module.DynamicShapesKernelSpecializationStrategy.EAGER
         settings.dynamic_shapes_kernel_specialization_strategy = eager
         return True

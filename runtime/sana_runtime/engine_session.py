@@ -102,7 +102,8 @@ class EngineSession:
     def _start(self) -> None:
         """Put the engine's work into the stream: at first by itself, then as a graph if the library makes none."""
         card, driver = self._card, self._driver
-        if card.graph is None and self._warm and not self._loaded.captures_graphs:
+        by_itself = self._loaded.captures_graphs or self._loaded.streams
+        if card.graph is None and self._warm and not by_itself:
             card.graph = driver.capture(self._enqueue, card.stream)
         if card.graph is None:
             self._enqueue()

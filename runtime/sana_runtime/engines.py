@@ -19,7 +19,7 @@ from sana_runtime.session import Device
 if TYPE_CHECKING:
     from sana_runtime.cuda_driver import CudaDriver
 
-__all__ = ["KeptEngines", "kept_engines", "open_engine", "require_engines"]
+__all__ = ["KeptEngines", "card_capability", "kept_engines", "open_engine", "require_engines"]
 
 COMPILED = "_compiled"  # ends the library's name in the key of what it compiled for this very card
 CARDS = {Device.RTX: (75, 80, 86, 89, 120, 121), Device.TENSORRT: (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)}
@@ -68,6 +68,18 @@ def open_engine(bundle: Bundle, part: str, device: Device, span: Span | None = N
     raise _missing(bundle, part, device, refused)
 
 
+def card_capability(device: Device) -> int:
+    """The compute capability of the card at hand, such as 89; BackendError when there is none that `device` can use."""
+    library_for(device)
+    capability = _driver().capability
+    if capability not in CARDS[device]:
+        raise BackendError(
+            f"{device.value}: this card has compute capability {capability / 10}, for which it builds no engines; "
+            "choose --device cuda or cpu"
+        )
+    return capability
+
+
 def _is_kept(bundle: Bundle, part: str, device: Device, span: Span | None, entries: Sequence[EngineEntry]) -> bool:
     """Whether the part needs no engine, or has one."""
     if not device.runs_engines:
@@ -88,16 +100,12 @@ def _spans(bundle: Bundle, devices: Mapping[str, Device], entries: Sequence[Engi
 
 def _keys(bundle: Bundle, part: str, device: Device, span: Span | None) -> Iterator[EngineKey]:
     """The engines that would do on this card, the best first."""
-    library_for(device)
-    capability = _driver().capability
-    if capability not in CARDS[device]:
-        raise BackendError(
-            f"{device.value}: this card has compute capability {capability / 10}, for which it builds no engines; "
-            "choose --device cuda or cpu"
-        )
+    capability = card_capability(device)
     library = MODULES[device], _version(device)
-    keys = (engine_key(bundle, part, library, (capability,), plugin=plugin, span=span) for plugin in (True, False))
-    yield from dict.fromkeys(keys)  # a part without linear attention has one
+    keys = [engine_key(bundle, part, library, (capability,), plugin=plugin, span=span) for plugin in (True, False)]
+    plain = dict.fromkeys(keys)  # a part without linear attention has one
+    yield from (replace(key, streams=True) for key in plain)  # who asked for one has too little memory for the others
+    yield from plain
 
 
 @cache

@@ -32,6 +32,7 @@ def _capabilities(ctx: click.Context, param: click.Parameter, value: str | None)
     show_default=True,
     help="Of pictures: 1024 for the formats of about as many pixels as that square, or some, as 1024x1024,1216x832.",
 )
+@click.option("--stream-weights", is_flag=True, help="Let weights that the card has no room for stay off it.")
 @click.option("--part", "parts", multiple=True, help="Only this part; may be given more than once.")
 @json_option
 def command(bundle: Path, as_json: bool, **options: Any) -> None:
@@ -50,7 +51,9 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
     with Reporter(as_json=as_json) as reporter:
         capabilities, opened = capabilities_for(library, options["sm"]), open_bundle(bundle)
         span = span_of(options["sizes"], opened.manifest)
-        request = EngineRequest(capabilities, library, options["plugin"], options["parts"], span)
+        request = EngineRequest(
+            capabilities, library, options["plugin"], options["parts"], span, options["stream_weights"]
+        )
         outcomes = build_engines(opened, request, EngineCache(note=reporter.note), engine_progress(reporter))
     described = describe_outcomes(outcomes)
     reporter.result(render_outcomes(described), engines=described)

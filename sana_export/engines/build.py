@@ -12,7 +12,7 @@ from typing import Any
 
 from sana_runtime.errors import BackendError
 
-from sana_export.engines.complaints import complaint, death
+from sana_export.engines.complaints import complaint, death, disk_trouble
 from sana_export.engines.job import BuildProgress, BuiltEngine, EngineJob
 from sana_export.engines.phases import Phases
 
@@ -54,6 +54,8 @@ def _outcome(job: EngineJob, process: "subprocess.Popen[str]", on_progress: OnBu
             raise complaint(job, event["errors"])
         elif kind == "refused":
             raise BackendError(event["message"])
+        elif kind == "unwritten":
+            raise disk_trouble(job, event["number"], event["message"])
         elif kind == "crashed":
             raise RuntimeError(event["traceback"])
         elif kind == "built":

@@ -13,7 +13,8 @@ from sana_runtime.bundle import Bundle
 from sana_runtime.engine_cache import EngineCache, EngineKey
 from sana_runtime.engine_keys import engine_files, engine_key
 from sana_runtime.engine_shapes import Span, engine_signature
-from sana_runtime.errors import BackendError, BundleError, BusyError, UsageError
+from sana_runtime.errors import BackendError, BundleError, BusyError, MemoryLimitError, UsageError
+from sana_runtime.publish import FULL
 from sana_runtime.signature import PARTS
 
 from sana_export.engines.build import OnBuildProgress, build_engine
@@ -37,6 +38,7 @@ class EngineRequest:
     plugin: bool = True
     parts: tuple[str, ...] = ()  # all that the bundle has, when empty
     span: Span | None = None  # of the pictures; all that the bundle paints, when None
+    streams: bool = False  # whether weights may stay off the card
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ def _keys(bundle: Bundle, request: EngineRequest) -> list[EngineKey]:
         raise UsageError(f"{bundle.path} has no part {missing[0]}; it has {', '.join(bundle.manifest.parts)}")
     library = (request.library.value, version_of(request.library))
     return [
-        engine_key(bundle, part, library, together, plugin=request.plugin, span=request.span)
+        replace(
+            engine_key(bundle, part, library, together, plugin=request.plugin, span=request.span),
+            streams=request.streams,
+        )
         for part in parts
         for together in _groups(request)
     ]
@@ -118,15 +123,16 @@ def _built(
     bundle: Bundle, key: EngineKey, span: Span | None, cache: EngineCache, on_progress: OnBuildProgress
 ) -> EngineOutcome:
     signature = engine_signature(bundle.manifest.parts[key.part].signature, span)
-    with _alone(cache, key), tempfile.TemporaryDirectory(prefix="building-", dir=cache.folder) as folder:
+    with _workplace(cache, key) as folder:
         job = EngineJob(
             part=key.part,
             graph=bundle.graph(key.part),
-            output=Path(folder) / key.file,
+            output=folder / key.file,
             profiles=signature.profiles(),
             capabilities=key.capabilities,
             library=Library(key.library),
             plugin=key.plugin,
+            streams=key.streams,
         )
         built = build_engine(job, on_progress)
         with (
@@ -136,6 +142,21 @@ def _built(
         ):
             path = cache.store(key, engine)
     return EngineOutcome(key, path, built)
+
+
+@contextlib.contextmanager
+def _workplace(cache: EngineCache, key: EngineKey) -> Iterator[Path]:
+    """A folder beside the entry for nobody but us; one line says why there can be none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_alone(cache, key))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="building-", dir=cache.folder))
+        except OSError as error:
+            if error.errno in FULL:
+                raise MemoryLimitError(f"{cache.folder}: the disk is full; run `sana-export cache clear`") from error
+            why = f"{error.filename or cache.folder}: {error.strerror or error}"
+            raise BackendError(f"engines cannot be kept ({why}); make {cache.folder} writable") from error
+        yield Path(folder)
 
 
 @contextlib.contextmanager

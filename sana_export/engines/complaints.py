@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 
 from sana_runtime.errors import BackendError, MemoryLimitError, SanaError
+from sana_runtime.publish import FULL
 
 from sana_export.engines.job import EngineJob
 
-__all__ = ["complaint", "death"]
+__all__ = ["complaint", "death", "disk_trouble"]
 
 TYPES = {"b16": "bf16", "fp8_e4m3": "fp8", "fp4_e2m1": "fp4", "fp8_ue8m0": "mxfp8"}
 ELSEWHERE = "run this part with --device cpu"
@@ -59,6 +60,13 @@ def death(job: EngineJob, code: int) -> SanaError:
         return MemoryLimitError(f"{_engine(job)}: the system stopped the build, which takes memory; close programs")
     remedy = "build with --no-plugin" if job.plugin else ELSEWHERE
     return BackendError(f"{_engine(job)}: {job.library.label} ended its process (exit code {code}); {remedy}")
+
+
+def disk_trouble(job: EngineJob, number: int, message: str) -> SanaError:
+    """The error for a file that could not be read or written, by the system's own number and words."""
+    if number in FULL:
+        return MemoryLimitError(f"{_engine(job)}: the disk is full; free some space, or run `sana-export cache clear`")
+    return BackendError(f"{_engine(job)}: {' '.join(message.split())}; make it accessible, or build the bundle again")
 
 
 def _engine(job: EngineJob) -> str:

@@ -23,6 +23,7 @@ class EngineJob:
     capabilities: tuple[int, ...]
     library: Library = Library.RTX
     plugin: bool = True
+    streams: bool = False  # whether weights may stay off the card
 
     def to_json(self) -> str:
         """One line of text."""

@@ -31,6 +31,7 @@ def describe_outcomes(outcomes: Sequence[EngineOutcome]) -> list[dict[str, Any]]
             "precision": outcome.key.precision,
             "plugin": outcome.key.plugin,
             "sizes": outcome.key.sizes,
+            "streams": outcome.key.streams,
             "engine": str(outcome.path) if outcome.path else None,
             "bytes": outcome.path.stat().st_size if outcome.path else 0,
             "seconds": round(outcome.built.seconds, 1) if outcome.built else None,

@@ -35,6 +35,10 @@ def main() -> None:
         _serve(job, cancelled)
     except (SanaError, RuntimeError) as error:  # RuntimeError: the plugin's own errors are of that kind
         _say(event="refused", message=" ".join(str(error).split()))
+    except OSError as error:
+        _say(
+            event="unwritten", number=error.errno, message=f"{error.filename or job.output}: {error.strerror or error}"
+        )
     except Exception:  # our own bug: whoever asked shall see it
         _say(event="crashed", traceback=traceback.format_exc())
 
@@ -90,6 +94,8 @@ def _settings(trt: Any, builder: Any, job: EngineJob) -> Any:
         settings.num_compute_capabilities = len(job.capabilities)
         for i, capability in enumerate(job.capabilities):
             settings.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), i)
+    if job.streams:
+        settings.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     profile = builder.create_optimization_profile()
     for name, shapes in job.profiles.items():
         profile.set_shape(name, *shapes)

@@ -29,6 +29,7 @@ needs_library = pytest.mark.skipif(
 AMPERE_ON, TURING, ADA_ON = (86, 89, 120), (75,), (89, 120)
 FORMS = {"int8": quantise, "fp8": lambda model: narrow(model, Narrow.FP8)}
 CASES = [("fp16", AMPERE_ON), ("fp16", TURING), ("int8", AMPERE_ON), ("int8", TURING), ("fp8", ADA_ON)]
+WEIGHTS_ON_CARD = slice(56, 60)  # where the header holds how many bytes of weights must be on the card; undocumented
 OPERANDS = {"int8": "int8", "fp8": "fp8_e4m3"}
 
 
@@ -162,6 +163,16 @@ def test_progress_grows_and_foretells_an_end(job):
 def test_what_a_card_cannot_compute_is_said_in_one_sentence(job):
     with pytest.raises(BackendError, match=r"8\.6.*SM86 cannot compute in fp8; leave it out of --sm"):
         build_engine(job("fp8", (86,), False))
+
+
+@needs_library
+def test_weights_that_may_stay_off_the_card_change_nothing_else_in_the_plan(job, plan):
+    streaming = replace(job("fp16", AMPERE_ON, True), streams=True)
+    engine = build_engine(streaming).path.read_bytes()
+    assert engine[WEIGHTS_ON_CARD] == bytes(4)
+    plain = build_engine(job("fp16", AMPERE_ON, True)).path.read_bytes()
+    assert int.from_bytes(plain[WEIGHTS_ON_CARD], "little") > 100_000
+    assert read_plan(engine) == plan("fp16", AMPERE_ON, True)
 
 
 @needs_library

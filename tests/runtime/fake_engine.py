@@ -131,11 +131,12 @@ class FakeModule:
         MALFORMED_ENGINE=32,
         CUDA_ERROR=64,
     )
-    CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
+    CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole", DISABLED="none")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
 
-    def __init__(self, driver, *, graphs=True, kinds=("FLOAT", "FLOAT")):
+    def __init__(self, driver, *, graphs=True, kinds=("FLOAT", "FLOAT"), weights=0, room=0):
         self.driver, self.validity, self.complaint, self.plan = driver, (0, 0), None, None
+        self.weights, self.room, self.engine = weights, room, None  # bytes that may be streamed, and that fit
         self.kinds = dict(zip("xy", kinds, strict=True))
         self.compiled, self.context = FakeCompiled(), FakeContext(self)
         self.settings = SimpleNamespace()
@@ -156,12 +157,20 @@ class FakeModule:
         if self.complaint:
             self.log.log(1, self.complaint)
             return None
-        return SimpleNamespace(
+        self.engine = SimpleNamespace(
+            streamable_weights_size=self.weights,
+            weight_streaming_budget_v2=self.weights,
+            get_weight_streaming_automatic_budget=lambda: self.room,
             num_io_tensors=2,
             get_tensor_name=lambda i: "xy"[i],
             get_tensor_mode=lambda name: SimpleNamespace(name="INPUT" if name == "x" else "OUTPUT"),
             get_tensor_dtype=lambda name: SimpleNamespace(name=self.kinds[name]),
             get_tensor_profile_shape=lambda name, profile: [(1, 4), (2, 4), (8, 4)],
             create_runtime_config=lambda: self.settings,
-            create_execution_context=lambda settings: self.context,
+            create_execution_context=self.make_ready,
         )
+        return self.engine
+
+    def make_ready(self, settings):
+        self.context.budget = self.engine.weight_streaming_budget_v2  # it counts when the engine is made ready
+        return self.context

@@ -59,6 +59,7 @@ def test_an_engine_comes_back_as_it_was_kept(cache, notes):
         {"profile": "f" * 16},
         {"plugin": False},
         {"sizes": "512x512 1024x1024 2048x2048"},
+        {"streams": True},
     ],
     ids=lambda change: next(iter(change)),
 )

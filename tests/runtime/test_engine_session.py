@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import warnings
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -235,6 +236,28 @@ def test_a_run_that_fails_says_why():
         session.run({"x": np.zeros((1, 4), np.float32)})
 
 
+@pytest.mark.parametrize("graphs", [True, False])
+def test_weights_that_the_card_has_no_room_for_stay_off_it_and_nothing_is_captured(graphs):
+    bench = Bench(graphs=graphs, weights=5_200_000_000, room=3_000_000_000)
+    with pytest.warns(RuntimeWarning, match=r"^2\.20 of 5\.20 GB of weights stay off the card"):
+        session = bench.open()
+    assert bench.module.context.budget == 3_000_000_000
+    for _ in range(3):
+        bench.double(session, 2)
+    assert "capture" not in bench.driver.events
+    assert getattr(bench.module.settings, "cuda_graph_strategy", "none") == "none"
+
+
+@pytest.mark.parametrize("weights", [0, 5_200_000_000])
+def test_weights_that_fit_are_all_brought_to_the_card(weights):
+    bench = Bench(weights=weights, room=8_000_000_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bench.open()
+    assert bench.module.context.budget == weights
+    assert bench.module.settings.cuda_graph_strategy == "whole"
+
+
 @pytest.fixture
 def machine(monkeypatch, tmp_path, sealed_bundle):
     """A bundle on a machine that has an Ada card and TensorRT-RTX, both fake, and no engines yet."""
@@ -249,11 +272,13 @@ def machine(monkeypatch, tmp_path, sealed_bundle):
     return SimpleNamespace(bundle=open_bundle(sealed_bundle), driver=driver, module=module, cache=EngineCache())
 
 
-def keep_engine(machine, *, plugin, part="transformer", span=None):
+def keep_engine(machine, *, plugin, part="transformer", span=None, streams=False):
     key = engine_key(machine.bundle, part, ("tensorrt_rtx", "1.7.1.116"), (86, 89), plugin=plugin, span=span)
+    key = replace(key, streams=streams)
     header = bytearray(64)
     header[24:28], header[32] = bytes((1, 7, 1, 116)), 0x0C
-    return key, machine.cache.store(key, bytes(header) + (b"plugin" if plugin else b"body"))
+    ending = b"streams" if streams else b"plugin" if plugin else b"body"
+    return key, machine.cache.store(key, bytes(header) + ending)
 
 
 RTX = {"transformer": Device.RTX, "decoder": Device.CPU}
@@ -279,6 +304,13 @@ def test_a_kept_engine_is_run_the_one_with_the_plugin_first_and_its_compiled_ker
     session.run({"x": np.zeros((1, 4), np.float32)})
     engines.open_engine(machine.bundle, "transformer", Device.RTX)
     assert machine.module.compiled.given == b"compiled"
+
+
+def test_an_engine_whose_weights_may_stay_off_the_card_comes_before_others(machine):
+    for streams in (True, False):
+        keep_engine(machine, plugin=True, streams=streams)
+    engines.open_engine(machine.bundle, "transformer", Device.RTX)
+    assert machine.module.plan[64:] == b"streams"
 
 
 def test_of_engines_for_several_sizes_those_last_asked_for_are_run_as_far_as_every_part_has_one(machine):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sana_plugins.tensorrt.launches import Sizes, launches, thirds, workspace_bytes
-from sana_plugins.tensorrt.shipped import HEAD_DIM, PluginError
+from sana_plugins.tensorrt.shipped import HEAD_DIM, PluginError, shipped
 
 __all__ = ["NAME", "NAMESPACE", "VERSION", "register"]
 
@@ -32,6 +32,7 @@ def register(trt: Any, *, parsing: bool = True) -> None:
     `parsing` also prepares the ONNX parser, which otherwise ends the process at the first plugin; to load an engine
     that is built already it is not needed.
     """
+    shipped()  # an engine that is built without its programs would fail on the card
     if parsing:
         _name_the_library(trt)
     if trt.__name__ in _registered:

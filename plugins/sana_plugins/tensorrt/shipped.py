@@ -47,9 +47,18 @@ class ShippedKernel:
 
 @cache
 def shipped() -> tuple[ShippedKernel, ...]:
-    """Every kernel in the package."""
-    rows = json.loads((FOLDER / INDEX).read_text(encoding="utf-8"))["kernels"]
-    return tuple(ShippedKernel(**row) for row in rows)
+    """Every kernel in the package; PluginError when one of their files is not there."""
+    rows = json.loads(_present(INDEX).read_text(encoding="utf-8"))["kernels"]
+    kernels = tuple(ShippedKernel(**row) for row in rows)
+    for kernel in kernels:
+        _present(kernel.file)
+    return kernels
+
+
+def _present(file: str) -> Path:
+    if not (FOLDER / file).is_file():
+        raise PluginError(f"{FOLDER / file} is missing; install sana-export again, or build without the plugin")
+    return FOLDER / file
 
 
 def kernel_for(kernel: str, element: str, capability: int) -> ShippedKernel:
