@@ -1,5 +1,6 @@
-"""What people are told while engines are built."""
+"""Engines while they are built: what people are told, and the building at first use."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sana_export.cli.progress import Reporter
@@ -8,7 +9,20 @@ if TYPE_CHECKING:
     from sana_export.engines.build import OnBuildProgress
     from sana_export.engines.job import BuildProgress
 
-__all__ = ["engine_progress"]
+__all__ = ["engine_progress", "prepare_engines"]
+
+ENGINE_DEVICES = ("rtx", "tensorrt")
+
+
+def prepare_engines(bundle: Path, device: str, reporter: Reporter) -> None:
+    """Have the engines that the device runs, if it runs any."""
+    if device not in ENGINE_DEVICES:
+        return
+    from sana_runtime.session import Device
+
+    from sana_export.engines.first_use import build_missing
+
+    build_missing(bundle, Device(device), reporter.note, engine_progress(reporter))
 
 
 def engine_progress(reporter: Reporter) -> "OnBuildProgress":

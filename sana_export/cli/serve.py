@@ -8,6 +8,7 @@ from typing import Any
 import click
 from sana_runtime.errors import BackendError
 
+from sana_export.cli.engine_progress import prepare_engines
 from sana_export.cli.options import device_option, json_option
 from sana_export.cli.progress import Reporter
 
@@ -45,7 +46,12 @@ def command(bundles: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     reporter = Reporter(as_json=as_json)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("sana_export.serve").setLevel(logging.WARNING if as_json else logging.INFO)
-    server = open_server(bundles or (latest_bundle(),), _options(options))
+    paths = bundles or (latest_bundle(),)
+    with Reporter() as opening:  # on stderr also with --json: what programs read first is the address
+        opening.step("open", 0.0, f"opening {', '.join(map(str, paths))}")
+        for path in paths:
+            prepare_engines(path, options["device"], opening)
+        server = open_server(paths, _options(options))
     server.listen(lambda: reporter.result(server.url, url=server.url))
     for path in server.rescued:
         reporter.note(f"nobody fetched it, so it was kept: {path}")
