@@ -6,6 +6,7 @@ from typing import Any
 import click
 from sana_runtime.errors import UsageError
 
+from sana_export.cli.engine_progress import prepare_engines
 from sana_export.cli.options import SIZE, bundle_option, device_option, json_option
 from sana_export.cli.progress import Reporter
 
@@ -31,7 +32,6 @@ STAGES = {"text": (0.0, 0.05), "paint": (0.05, 0.9), "decode": (0.9, 1.0)}  # sh
 @click.option("--like", type=click.Path(path_type=Path), help="PNG whose recipe to repeat; other options override it.")
 @click.option("--preview", is_flag=True, help="Write OUTPUT.preview.png after every step.")
 @click.option("--no-metadata", is_flag=True, help="Leave the recipe out of the PNG.")
-@click.option("--keep-prompts", is_flag=True, help="Keep encoded prompts on disk: again, they need no text encoder.")
 @device_option
 @json_option
 def command(bundle: Path, as_json: bool, **options: Any) -> None:
@@ -41,6 +41,9 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
     if options["strength"] is not None and options["image"] is None:
         raise UsageError("--strength has no effect without --image; add --image or leave it out")
     with Reporter(as_json=as_json) as reporter:
+        order = Order(**options)
+        order.prompt_list()  # what cannot be painted is refused before minutes go into engines
+        prepare_engines(bundle, order.device, reporter)
         reporter.step("open", 0.0, f"opening {bundle}")
 
         def on_step(done: int, total: int, stage: str, index: int, of: int, left: float | None) -> None:
@@ -49,5 +52,5 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
             told = "" if left is None else f", {left:.0f} s left"
             reporter.step(stage, fraction, f"picture {done + 1} of {total}: {stage} {index}/{of}{told}")
 
-        for painted in generate(bundle, Order(**options), on_step):
+        for painted in generate(bundle, order, on_step):
             reporter.result(str(painted.path), path=str(painted.path), seed=painted.seed, seconds=painted.seconds)
