@@ -55,6 +55,11 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def result(self) -> str:
+        """The first output; a graph that was made to mislead may have none."""
+        return next(iter(self.outputs), "")
+
 
 @dataclass(frozen=True)
 class Wiring:
@@ -69,10 +74,10 @@ class Wiring:
         for _ in range(LONGEST):
             if node is None or node.operator not in WIDENING or node.inputs[0] != value:
                 break
-            through, value, node = node.operator, node.outputs[0], self.readers.get(node.outputs[0])
+            through, value, node = node.operator, node.result, self.readers.get(node.result)
         if node is None:
             return "", STORED
-        if node.operator == "Gather" and (found := self.readers.get(node.outputs[0])) and found.operator in WIDENING:
+        if node.operator == "Gather" and (found := self.readers.get(node.result)) and found.operator in WIDENING:
             through = found.operator  # a table's rows are widened when they have been found
         factors = [through if each == value else self.makers.get(each) for each in node.inputs[:2]]
         codes = factors == ["DequantizeLinear"] * 2
@@ -110,7 +115,7 @@ def _node(walker: Walker, message: memoryview) -> Node:
     for field in walker.fields(message):
         if field.tag in texts:
             texts[field.tag].append(_text(field.data))
-    return Node(texts[OPERATOR][0], tuple(texts[INPUT]), tuple(texts[OUTPUT]))
+    return Node("".join(texts[OPERATOR]), tuple(texts[INPUT]), tuple(texts[OUTPUT]))
 
 
 def _tensor(walker: Walker, message: memoryview) -> Tensor:
@@ -122,7 +127,8 @@ def _tensor(walker: Walker, message: memoryview) -> Tensor:
         if field.tag == DIMS
         for size in (walker.varints(field.data) if field.kind == BYTES else (field.number,))
     ]
-    return Tensor(_text(named[NAME].data), tuple(dims), named[TYPE].number)
+    name = _text(named[NAME].data) if NAME in named else ""
+    return Tensor(name, tuple(dims), named[TYPE].number if TYPE in named else 0)
 
 
 def _text(data: memoryview) -> str:

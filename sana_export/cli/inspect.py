@@ -24,7 +24,6 @@ def command(bundle: Path | None, engine: Path | None, html: Path | None, as_json
     if html and engine:
         raise UsageError("--html shows bundles, not engines; leave it out")
     with Reporter(as_json=as_json) as reporter:
-        reporter.step("inspect", 0.0, "reading the graphs")
         text, fields = _engine(engine) if engine else _bundle(bundle)
         if html:
             _write_page(html, fields)
