@@ -32,6 +32,7 @@ STAGES = {"text": (0.0, 0.05), "paint": (0.05, 0.9), "decode": (0.9, 1.0)}  # sh
 @click.option("--like", type=click.Path(path_type=Path), help="PNG whose recipe to repeat; other options override it.")
 @click.option("--preview", is_flag=True, help="Write OUTPUT.preview.png after every step.")
 @click.option("--no-metadata", is_flag=True, help="Leave the recipe out of the PNG.")
+@click.option("--keep-prompts", is_flag=True, help="Keep encoded prompts on disk: again, they need no text encoder.")
 @device_option
 @json_option
 def command(bundle: Path, as_json: bool, **options: Any) -> None:
