@@ -4,13 +4,16 @@
 """
 
 import importlib.util
+import io
 import json
 import os
 import random
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +111,65 @@ def _scrambled(content: bytes, generator: random.Random) -> bytes:
 def scrambled() -> Callable[[bytes, random.Random], bytes]:
     """`_scrambled`."""
     return _scrambled
+
+
+def _killed_while(work: Callable[[], object], generator: random.Random, longest: float) -> None:
+    """Run `work` in a child that is killed at a random moment."""
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            work()
+        os._exit(0)
+    time.sleep(generator.uniform(0, longest))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.fixture(scope="session")
+def killed_while() -> Callable[..., None]:
+    """`_killed_while`."""
+    return _killed_while
+
+
+def _paced(work: Callable[[], object]) -> float:
+    """Seconds that one piece of work takes here."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+@pytest.fixture(scope="session")
+def paced() -> Callable[..., float]:
+    """`_paced`."""
+    return _paced
+
+
+class Failing:
+    """Lets the Nth call of the system fail, counting those of one thread of work."""
+
+    CALLS = ("open", "fsync", "rename", "replace", "mkdir", "scandir", "unlink", "rmdir", "lstat", "stat")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int, code: int) -> None:
+        self.calls, self.fail_at, self.code = 0, fail_at, code
+        for name in self.CALLS:
+            monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
+        monkeypatch.setattr(io, "open", self.counted(io.open))
+        monkeypatch.setattr("builtins.open", self.counted(open))
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.fail_at:
+                raise OSError(self.code, os.strerror(self.code))
+            return function(*arguments, **named)
+
+        return call
+
+
+@pytest.fixture(scope="session")
+def failing_calls() -> type[Failing]:
+    """`Failing`."""
+    return Failing
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

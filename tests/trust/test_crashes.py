@@ -1,7 +1,6 @@
 """Killed, out of disk, or in a crowd: the old thing is there or the new one, whole."""
 
 import errno
-import io
 import os
 import random
 import shutil
@@ -49,26 +48,9 @@ def picture_of(level):
     return Picture(np.full((32, 32, 3), level, np.uint8))
 
 
-def killed_while(work, generator, longest):
-    """Run `work` in a child that is killed at a random moment."""
-    child = os.fork()
-    if child == 0:
-        with suppress(BaseException):
-            work()
-        os._exit(0)
-    time.sleep(generator.uniform(0, longest))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-
-
-def paced(work):
-    """Seconds that one piece of work takes here."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def test_killed_while_publishing_a_bundle_the_old_or_the_new_is_there(sealed_bundle, tmp_path, times, figure):
+def test_killed_while_publishing_a_bundle_the_old_or_the_new_is_there(
+    sealed_bundle, tmp_path, killed_while, paced, times, figure
+):
     kills, target, generator = times(15, 200, 500), tmp_path / "bundle", random.Random(51)
     longest = 1.2 * paced(lambda: copied(sealed_bundle, target, "first"))
     seen = {"old": 0, "new": 0}
@@ -85,7 +67,9 @@ def test_killed_while_publishing_a_bundle_the_old_or_the_new_is_there(sealed_bun
     assert not left
 
 
-def test_killed_while_keeping_an_engine_or_a_picture_the_old_or_the_new_is_there(tmp_path, times, figure):
+def test_killed_while_keeping_an_engine_or_a_picture_the_old_or_the_new_is_there(
+    tmp_path, killed_while, paced, times, figure
+):
     kills, generator = times(20, 200, 500), random.Random(52)
     contents = {bytes([i]) * 200_000 for i in range(256)}
 
@@ -103,38 +87,16 @@ def test_killed_while_keeping_an_engine_or_a_picture_the_old_or_the_new_is_there
     figure(8, f"{kills} kills while keeping engines and pictures: always one whole of each")
 
 
-class Failing:
-    """Lets the Nth call of the system fail, counting those of one thread of work."""
-
-    CALLS = ("open", "fsync", "rename", "replace", "mkdir", "scandir", "unlink", "rmdir", "lstat", "stat")
-
-    def __init__(self, monkeypatch, fail_at, code):
-        self.calls, self.fail_at, self.code = 0, fail_at, code
-        for name in self.CALLS:
-            monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
-        monkeypatch.setattr(io, "open", self.counted(io.open))
-        monkeypatch.setattr("builtins.open", self.counted(open))
-
-    def counted(self, function):
-        def call(*arguments, **named):
-            self.calls += 1
-            if self.calls == self.fail_at:
-                raise OSError(self.code, os.strerror(self.code))
-            return function(*arguments, **named)
-
-        return call
-
-
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=["input and output", "disk full"])
 def test_whichever_call_of_the_system_fails_the_old_or_the_new_is_there(
-    code, sealed_bundle, tmp_path, monkeypatch, times, figure
+    code, sealed_bundle, tmp_path, monkeypatch, failing_calls, times, figure
 ):
     target, fail_at, stride, tried = tmp_path / "bundle", 0, times(11, 1, 1), 0
     copied(sealed_bundle, target, "old")
     while True:
         fail_at, tried = fail_at + stride, tried + 1
         with monkeypatch.context() as patch:
-            failing = Failing(patch, fail_at, code)
+            failing = failing_calls(patch, fail_at, code)
             try:
                 copied(sealed_bundle, target, "new")
             except (SanaError, OSError) as error:
@@ -291,6 +253,42 @@ def test_a_build_that_is_killed_and_resumed_ends_with_the_same_digest(built, tmp
     figure(8, f"{kills} kills during builds: {kills + 1 - finished} died, {finished} ended with the same digest")
     figure(11, f"resumed after {kills} kills at random: the digest of an unbroken build; {len(left)} things left over")
     assert finished and left == []
+
+
+CROWD = """
+import os, sys
+from pathlib import Path
+from sana_export.build import build
+from sana_export.precision import Precision
+from sana_runtime.errors import SanaError
+children = []
+for _ in range(16):
+    child = os.fork()
+    if child == 0:
+        try:
+            build(Path(sys.argv[1]), Path(sys.argv[2]), Precision.FP32)
+        except SanaError as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(error.exit_code)
+        os._exit(0)
+    children.append(child)
+print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+@whole_builds
+def test_of_sixteen_whole_builds_of_one_target_one_builds_and_the_others_are_told_who(built, tmp_path, figure):
+    sana, target = built("sana"), tmp_path / "bundle"
+    command = [sys.executable, "-c", CROWD, str(sana.folder), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    codes = [int(code) for code in done.stdout.split()]
+    assert len(codes) == 16 and set(codes) == {0, 75}
+    assert done.stderr.count("is being written by process") == codes.count(75)
+    assert open_bundle(target).digest == open_bundle(sana.path).digest
+    left = [path.name for path in tmp_path.iterdir() if path != target and not path.name.endswith(".lock")]
+    figure(12, f"16 whole builds of one target at once: {codes.count(0)} built, {codes.count(75)} left with 75, "
+               f"{len(left)} things left over")  # fmt: skip
+    assert codes.count(0) == 1 and not left
 
 
 @whole_builds

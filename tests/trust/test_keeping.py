@@ -1,0 +1,204 @@
+"""What is kept between runs, an hour of calibration or an engine, is the old or the new, whatever happens."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from sana_calibration.recording_state import load_state, save_state
+from sana_calibration.remembering import recall, remember
+from sana_calibration.statistics import EDGES, TokenStatistics
+from sana_runtime.bundle import open_bundle
+from sana_runtime.engine_cache import EngineCache, EngineKey
+from sana_runtime.errors import SanaError
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills, forks and limits as POSIX systems do")
+KEY = EngineKey("decoder", "0" * 64, "tensorrt", "1.7", (89,), "fp16", "1" * 64, False)
+CHANNELS, PRODUCTS, RESULTS = 64, 8, 2000
+
+
+class Recording:
+    """The statistics of a recording after `number` prompts, each of them that number."""
+
+    def write(self, folder, number):
+        shapes = {"largest": (CHANNELS,), "kept": (4, CHANNELS)}
+        arrays = {kind: np.full(shape, number, np.float32) for kind, shape in shapes.items()}
+        counts = np.full((CHANNELS, len(EDGES)), number, np.uint32)
+        tokens = TokenStatistics(counts=counts, seen=number, **arrays)
+        save_state(folder / "recording.npz", "key", number, {str(i): tokens for i in range(PRODUCTS)})
+
+    def read(self, folder):
+        """The number, which every array has to agree on; None when there is nothing to go on from."""
+        found = load_state(folder / "recording.npz", "key")
+        if found is None:
+            return None
+        number, tokens = found
+        assert len(tokens) == PRODUCTS
+        for each in tokens.values():
+            assert all((array == number).all() for array in each.arrays().values())
+        return number
+
+
+class Finding:
+    """What a stage of calibration found out."""
+
+    def write(self, folder, number):
+        remember(folder / "effects.json", "key", {str(i): number for i in range(RESULTS)})
+
+    def read(self, folder):
+        found = recall(folder / "effects.json", "key")
+        if found is None:
+            return None
+        (number,) = set(found.values())
+        assert len(found) == RESULTS
+        return number
+
+
+class Engine:
+    """A built engine."""
+
+    def write(self, folder, number):
+        EngineCache(folder / "engines", folder / "key").store(KEY, number.to_bytes(4, "little") * 50_000)
+
+    def read(self, folder):
+        found = EngineCache(folder / "engines", folder / "key").load(KEY)
+        if found is None:
+            return None
+        assert len(found) == 200_000 and found == found[:4] * 50_000
+        return int.from_bytes(found[:4], "little")
+
+
+KEPT = [Recording(), Finding(), Engine()]
+every_kind = pytest.mark.parametrize("kept", KEPT, ids=lambda kept: type(kept).__name__.lower())
+
+
+@every_kind
+def test_killed_while_keeping_what_was_found_the_last_or_the_next_is_there(
+    kept, tmp_path, killed_while, paced, times, figure
+):
+    kills, generator, number, lost = times(15, 200, 500), random.Random(54), 1, 0
+    kept.write(tmp_path, number)
+    longest = 6 * paced(lambda: kept.write(tmp_path, 1))
+
+    def write_on(first):
+        for next_number in range(first, first + 1000):
+            kept.write(tmp_path, next_number)
+
+    for _ in range(kills):
+        killed_while(lambda first=number + 1: write_on(first), generator, longest)
+        found = kept.read(tmp_path)
+        lost += found is None or found < number
+        number = max(number, found or 0)
+    figure(8, f"{kills} kills while keeping a {type(kept).__name__.lower()}: {lost} lost or mixed")
+    assert not lost and number > 1
+
+
+@every_kind
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=["input and output", "disk full"])
+def test_whichever_call_fails_while_keeping_the_old_or_the_new_is_there(
+    kept, code, tmp_path, monkeypatch, failing_calls, figure
+):
+    fail_at = 0
+    while True:
+        fail_at += 1
+        kept.write(tmp_path, 1)
+        with monkeypatch.context() as patch:
+            failing = failing_calls(patch, fail_at, code)
+            try:
+                kept.write(tmp_path, 2)
+            except (SanaError, OSError) as error:
+                assert "\n" not in str(error)
+        if failing.calls < fail_at:
+            break
+        assert kept.read(tmp_path) in (1, 2)
+    kind = type(kept).__name__.lower()
+    figure(9, f"each of {failing.calls} system calls of keeping a {kind} failed ({errno.errorcode[code]}): old or new")
+    assert failing.calls >= 3
+
+
+@every_kind
+def test_a_disk_that_fills_up_while_keeping_leaves_the_old(kept, tmp_path, times, figure):
+    """Files may have so many bytes and no more; a child bears the limit."""
+    import resource
+
+    kept.write(tmp_path, 1)
+    largest = max(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    sizes, full = times(5, 60, 60), 0
+    for limit in np.linspace(16, largest + 2000, sizes).astype(int):
+        kept.write(tmp_path, 1)
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+            try:
+                kept.write(tmp_path, 2)
+            except (SanaError, OSError):
+                os._exit(4)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert kept.read(tmp_path) == {4: 1, 0: 2}[status]
+        full += status == 4
+    figure(10, f"disk full at {sizes} sizes while keeping a {type(kept).__name__.lower()}: {full} left the old")
+    assert 0 < full < sizes
+
+
+CALIBRATOR = """
+import os, sys
+from pathlib import Path
+from sana_export.quantising import Int8Settings, calibrate
+source, target = Path(sys.argv[1]), Path(sys.argv[2])
+settings = Int8Settings(Path(sys.argv[3]), samples=2, force=True)
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()  # the libraries are loaded once, before any of them started a thread
+    if child == 0:
+        calibrate(source, target, settings)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.environ.get("SANA_TRUST") is None, reason="takes many minutes; `make trust` does it")
+def test_a_calibration_that_is_killed_anywhere_goes_on_and_ends_with_a_whole_bundle(built, tmp_path, times, figure):
+    target, generator, kills = tmp_path / "bundle", random.Random(55), times(2, 50, 200)
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    command = [sys.executable, "-c", CALIBRATOR, str(built("sana").path), str(target), str(tmp_path / "prompts.txt")]
+    home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "data")}
+    digests, longest, finished = set(), 20.0, 0
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=home) as process:
+        assert process.stdout.readline() == "ready\n"
+        for i in range(kills + 1):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            child, start = int(process.stdout.readline()), time.perf_counter()
+            if i < kills:
+                time.sleep(generator.uniform(0, longest))
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            code = int(process.stdout.readline())
+            assert code in (0, -signal.SIGKILL) and target.exists() == (code == 0)
+            if code == 0:
+                finished, longest = finished + 1, time.perf_counter() - start
+                open_bundle(target).verify()
+                digests.add(transformer_of(target))
+                shutil.rmtree(target)
+                shutil.rmtree(tmp_path / "cache")  # the next one begins anew
+        process.stdin.close()
+    left = [path.name for path in tmp_path.glob(".bundle.*") if not path.name.endswith(".lock")]
+    figure(8, f"{kills} kills during calibration: {kills + 1 - finished} died, {finished} ended with "
+              f"{len(digests)} INT8 transformer(s), {len(left)} things left over")  # fmt: skip
+    assert len(digests) == 1 and not left
+
+
+def transformer_of(bundle):
+    """Digests of the INT8 graph and its weights; the report holds times, which are never the same."""
+    files = open_bundle(bundle).manifest.files
+    return files["transformer.onnx"].sha256, files["transformer.data"].sha256
