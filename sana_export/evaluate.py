@@ -35,6 +35,7 @@ def evaluate(bundle: Path, settings: Settings, on_pictures: Callable[[int, int],
     kept: list[NDArray[np.uint8]] = []
     painted = 0
     with Pipeline.open(bundle, device=settings.device) as pipeline:
+        on_pictures(painted, len(asked))
 
         def paint(prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
             nonlocal painted
