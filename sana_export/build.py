@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sana_calibration.prompts import read_prompts
 from sana_runtime.bundle import Bundle, open_bundle, seal
-from sana_runtime.errors import UsageError
+from sana_runtime.errors import MemoryLimitError, UsageError
 from sana_runtime.manifest import MANIFEST, Defaults, GoldenRecord, Manifest, Part
 from sana_runtime.names import LICENCES
 from sana_runtime.prompt import PromptRules
@@ -21,9 +21,10 @@ from sana_runtime.tokenizer import Tokenizer
 
 from sana_export.export import ExportedPart, OnProgress, Progress, export_parts, sizes_of
 from sana_export.origin import Origin, Terms, identity, terms_of
+from sana_export.plan import Habits, plan
 from sana_export.precision import Precision, dtype_of, scheme_of
 from sana_export.replay import held_to
-from sana_export.steps import BuildStep, OnBuildStep
+from sana_export.steps import FINDING, BuildStep, OnBuildStep
 
 if TYPE_CHECKING:
     from sana_reference.checkpoint import Checkpoint
@@ -56,13 +57,15 @@ def build(
     """Build the bundle of `model` at `output`; what was there before is replaced only when the new one is whole.
 
     With `resume`, the parts that an interrupted build of the same checkpoint and precision finished are kept. What
-    calibration for INT8 finds out is always kept, whether or not the build is finished.
+    calibration for INT8 finds out is always kept, whether or not the build is finished. MemoryLimitError, before
+    anything is touched, when memory or disk cannot be enough, unless `int8.force` says to go on all the same.
     """
     _check(precision, int8)
     origin = model if isinstance(model, Origin) else Origin(str(model))
     on_step(BuildStep("checkpoint", 0.0, f"reading {origin.model}"))
     checkpoint, terms = _found(origin)
     output = output.absolute()  # "." has no name of its own
+    _check_room(checkpoint, precision, output, int8, on_step)
     output.parent.mkdir(parents=True, exist_ok=True)
     with publishing(output) as stage:
         work = _work_folder(output, checkpoint, precision, keep=resume)
@@ -79,10 +82,23 @@ def _check(precision: Precision, int8: "Int8Settings | None") -> None:
     """Refuse what cannot work before an hour is spent on it."""
     if int8 is None:
         return
-    if precision is not Precision.INT8:
-        raise UsageError(f"prompts, samples and force have no effect at {precision.value}; choose int8, or omit them")
+    if precision is not Precision.INT8 and (int8.prompts is not None or int8.samples is not None):
+        raise UsageError(f"prompts and samples have no effect at {precision.value}; choose int8, or omit them")
     if int8.prompts is not None:
         read_prompts(int8.prompts)
+
+
+def _check_room(
+    checkpoint: "Checkpoint", precision: Precision, output: Path, int8: "Int8Settings | None", on_step: OnBuildStep
+) -> None:
+    """Refuse a build that memory or disk are too small for; where it is forced, say so and go on."""
+    left = sum(file.stat().st_size for folder in _left(output) for file in folder.rglob("*") if file.is_file())
+    try:
+        plan(checkpoint, precision, Habits.of(checkpoint)).check(output.parent, freed=left)
+    except MemoryLimitError as error:
+        if int8 is None or not int8.force:
+            raise
+        on_step(BuildStep(FINDING, 0.0, f"forced: {error}"))
 
 
 def _write_float(
@@ -105,7 +121,7 @@ def _write_int8(
     terms: Terms,
     work: Path,
     stage: Path,
-    settings: "Int8Settings | None",
+    int8: "Int8Settings | None",
     on_step: OnBuildStep,
 ) -> None:
     """Make a float bundle of `work` itself, unless an interrupted build did, and calibrate it into `stage`."""
@@ -119,7 +135,7 @@ def _write_int8(
 
     if not (work / MANIFEST).is_file():
         _write_float(checkpoint, terms, Precision.INT8, work, work, first)
-    write_int8(open_bundle(work), stage, settings or Int8Settings(), then)
+    write_int8(open_bundle(work), stage, int8 or Int8Settings(), then)
 
 
 def _found(origin: Origin) -> tuple["Checkpoint", Terms]:
@@ -154,11 +170,16 @@ def _work_folder(output: Path, checkpoint: "Checkpoint", precision: Precision, *
     """Where finished parts wait until the bundle is whole; its name says what they were made from."""
     key = hashlib.sha256(f"{identity(checkpoint)} {precision.value}".encode()).hexdigest()[:12]
     folder = output.with_name(f".{output.name}.parts-{key}")
-    for old in output.parent.glob(f".{escape(output.name)}.parts-*"):
+    for old in _left(output):
         if not keep or old.name != folder.name:
             shutil.rmtree(old)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _left(output: Path) -> list[Path]:
+    """Folders of finished parts that interrupted builds left."""
+    return list(output.parent.glob(f".{escape(output.name)}.parts-*"))
 
 
 def _copy_files(checkpoint: "Checkpoint", rules: PromptRules, exported: Sequence[ExportedPart], stage: Path) -> None:

@@ -54,8 +54,7 @@ def command(
             reporter.note("no MODEL given: building nano, the small model that is built in")
 
         target = output or _usual_output(model, precision)
-        int8 = Int8Settings(prompts, samples, force) if prompts or samples or force or precision == "int8" else None
-        source, tell = Origin(model, **origin), reporter.build_step
+        source, int8, tell = Origin(model, **origin), Int8Settings(prompts, samples, force), reporter.build_step
         bundle = build(source, target, Precision(precision), resume=resume, int8=int8, on_step=tell)
         remember_bundle(target)
         reporter.result(str(target), bundle=str(target), digest=bundle.digest, size=bundle.size)

@@ -60,7 +60,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 def calibration_options(command: Command) -> Command:
     """--prompts, --samples and --force, which say how INT8 is calibrated and judged."""
     for option in (
-        click.option("--force", is_flag=True, help="Publish also what fails the quality gate; the manifest says so."),
+        click.option(
+            "--force",
+            is_flag=True,
+            help="Build where memory or disk seem too small, and publish what fails the quality gate; the manifest "
+            "says so.",
+        ),
         click.option("--samples", type=click.IntRange(min=1), help="How many of them to paint."),
         click.option("--prompts", type=click.Path(path_type=Path), help="Prompts to calibrate on: txt, jsonl or csv."),
     ):

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -13,14 +14,17 @@ import torch
 from onnx import numpy_helper
 from sana_reference.checkpoint import load_checkpoint
 from sana_runtime.bundle import open_bundle, seal
-from sana_runtime.errors import BundleError, CheckpointError
+from sana_runtime.errors import BundleError, CheckpointError, MemoryLimitError
 from sana_runtime.pipeline import Pipeline
 from sana_runtime.progress import Preview
 from sana_runtime.prompt import PromptRules
 from sana_runtime.tokenizer import Tokenizer
 
+from sana_export import plan as planning
 from sana_export.build import GOLDEN, build
+from sana_export.cli.main import main
 from sana_export.precision import Precision
+from sana_export.quantising import Int8Settings
 from sana_export.replay import replay, verify
 from sana_export.tracing.golden import GoldenRequest, paint_golden
 
@@ -158,6 +162,64 @@ def test_a_checkpoint_that_is_refused_leaves_the_old_bundle(built, tmp_path):
     with pytest.raises(CheckpointError):
         build(tmp_path / "nothing", target, Precision.FP32)
     assert hashlib.sha256((target / "manifest.json").read_bytes()).hexdigest() == before
+
+
+class Stopped(Exception):
+    """What a test ends a build with that goes too far."""
+
+
+def stop_at_text_encoder(step):
+    if step.stage == "text_encoder":
+        raise Stopped
+
+
+def left_behind(folder):
+    return sorted(path.name for path in folder.rglob("*") if "lock" not in path.name)
+
+
+@pytest.mark.parametrize("scarce", ["memory", "disk"])
+def test_what_cannot_fit_is_refused_before_anything_is_touched_unless_forced(built, tmp_path, monkeypatch, scarce):
+    folder, target = built("sana").folder, tmp_path / "bundle"
+    for kept in (target, tmp_path / ".bundle.parts-0123456789ab"):  # a bundle, and what a killed build left
+        kept.mkdir()
+        (kept / "manifest.json").write_text("{}")
+    before = left_behind(tmp_path)
+    if scarce == "memory":
+        monkeypatch.setattr(planning, "available_memory", lambda: 100_000_000)
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))
+    told = r"needs about 0\.7 GB of memory, 0\.1 GB|writes about \d+\.\d MB, 0\.0 MB"
+    with pytest.raises(MemoryLimitError, match=told):
+        build(folder, target, Precision.FP32, resume=True, on_step=stop_at_text_encoder)
+    assert left_behind(tmp_path) == before
+    messages = []
+
+    def tell(step):
+        messages.append(step.message)
+        stop_at_text_encoder(step)
+
+    with pytest.raises(Stopped):
+        build(folder, target, Precision.FP32, resume=True, int8=Int8Settings(force=True), on_step=tell)
+    assert any(message.startswith("forced: the build ") for message in messages)
+
+
+def test_what_an_interrupted_build_left_counts_as_free(built, tmp_path, monkeypatch):
+    left = tmp_path / ".bundle.parts-0123456789ab"
+    left.mkdir()
+    (left / "transformer.data").write_bytes(bytes(50_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(Stopped):
+        build(built("sana").folder, tmp_path / "bundle", Precision.FP32, on_step=stop_at_text_encoder)
+
+
+def test_the_command_says_in_one_line_what_is_needed_and_what_is_there(built, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(planning, "available_memory", lambda: 100_000_000)
+    with pytest.raises(SystemExit) as left:
+        main(["build", str(built("sana").folder), "-o", str(tmp_path / "bundle"), "--precision", "bf16"])
+    assert left.value.code == 4
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.search(r"needs about 0\.7 GB of memory, 0\.1 GB are free; close .* --force$", line)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_every_step_of_painting_has_a_preview(built):

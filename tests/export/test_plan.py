@@ -163,6 +163,6 @@ def test_too_little_disk_is_refused_before_anything_starts(tmp_path, monkeypatch
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2 << 40, 1 << 40, 1 << 40))
     planned.check(tmp_path / "not" / "yet")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 5, 5))
-    with pytest.raises(MemoryLimitError, match=re.escape("writes about 14.2 GB, 0.0 GB are free")):
+    with pytest.raises(MemoryLimitError, match=re.escape("writes about 14.2 GB, 0.0 MB are free")):
         planned.check(tmp_path / "not" / "yet")
     planned.check(tmp_path, freed=planned.disk_bytes)
