@@ -120,6 +120,8 @@ class _Guard:
         for name, field in fields:
             if name == "attribute":
                 self.attribute(field.data, depth, caller)
+        if not (op_type.isascii() and op_type.isidentifier()):
+            raise Damaged(f"it has a node whose operator is {shown(op_type)}, which is no operator's name")
 
     def function(self, message: memoryview) -> None:
         fields = self.read(message, FUNCTION)
