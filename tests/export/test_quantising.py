@@ -117,8 +117,9 @@ def test_every_part_has_a_verdict_and_a_text_encoder_of_int8_weights_is_judged_b
     assert verdicts["text_encoder"] in int8_bundle.file("report.html").read_text()
 
 
-def test_a_text_encoder_that_spoils_pictures_stays_float(float_bundle, settings, tmp_path, monkeypatch):
-    """The same gate with a limit between what the transformer alone reaches and what both do."""
+def test_a_text_encoder_that_spoils_pictures_stays_float(
+    float_bundle, int8_bundle, settings, home, tmp_path, monkeypatch
+):
     judged = int8_stages.Calibration.evidence
 
     def spoilt(self, products, text=False):
@@ -126,6 +127,9 @@ def test_a_text_encoder_that_spoils_pictures_stays_float(float_bundle, settings,
         return replace(found, psnrs=[20.0] * len(found.psnrs)) if text else found
 
     monkeypatch.setattr(int8_stages.Calibration, "evidence", spoilt)
+    shutil.copytree(home / "cache", tmp_path / "cache")
+    for verdict in (tmp_path / "cache").rglob("text-*.json"):
+        verdict.unlink()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = calibrate(float_bundle.path, tmp_path / "bundle", settings)
     assert made.manifest.parts["text_encoder"] == float_bundle.manifest.parts["text_encoder"]
