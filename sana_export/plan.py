@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Habits", "PartPlan", "Plan", "foresee_painting", "plan"]
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 USUAL_PREFIX = 207  # tokens of BOS and Sana's instruction that Gemma's tokenizer leaves unchanged
 
 # Measured with bench/export_full_size.py on two cores of a server; a rough guide elsewhere.
@@ -57,12 +57,15 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """Most memory at any time."""
-        return max(each.peak_bytes for each in (*self.parts, *self.stages))
+        return max(each.peak_bytes for each in self._all())
 
     @property
     def seconds(self) -> float:
         """Time for all parts and stages, reading the checkpoint not included."""
-        return sum(each.seconds for each in (*self.parts, *self.stages))
+        return sum(each.seconds for each in self._all())
+
+    def _all(self) -> tuple[PartPlan | StagePlan, ...]:
+        return (*self.parts, *self.stages)
 
     def check(self, folder: Path, *, freed: int = 0) -> None:
         """Raise MemoryLimitError when memory or the disk under `folder` cannot be enough.
@@ -91,8 +94,7 @@ def plan(
 ) -> Plan:
     """Sizes, which are exact to the small constants, and memory and time, which are estimates from measured rates.
 
-    For INT8 every product that may be is counted as INT8; those that calibration leaves in float take four times as
-    much.
+    For INT8 every weight that may be is counted as INT8; those that calibration leaves in float take more.
     """
     from sana_export.tracing.counting import count_numbers, largest_tensor
     from sana_export.tracing.parts import NETWORKS
@@ -107,7 +109,8 @@ def plan(
     final = _in_int8(sizes, exported)
     wide, narrow = (next(part.bytes for part in kind if part.name == "transformer") for kind in (exported, final))
     calibration = _calibration(sizes, numbers, exported, habits)
-    while_tried = 2 * wide + 2 * narrow  # a copy to record with, the trial's graph of both forms, the INT8 one
+    text = next(part.bytes for part in final if part.name == "text_encoder")
+    while_tried = 2 * wide + 2 * narrow + text  # a copy to record with, the trial's graph of both forms, the INT8 parts
     return Plan(final, (golden, calibration), written + max(while_tried, sum(part.bytes for part in final)))
 
 
@@ -148,12 +151,19 @@ def _exported(sizes: "Described", precision: Precision, prefix_tokens: int) -> t
 
 
 def _in_int8(sizes: "Described", exported: tuple[PartPlan, ...]) -> tuple[PartPlan, ...]:
-    """The parts with the transformer's wide products in INT8: a byte a weight, and a float32 step a column."""
-    from sana_export.tracing.counting import count_products
+    """The parts with the transformer's wide products and the text encoder's weights in INT8.
 
-    saved = sum(3 * rows * columns - 4 * columns for rows, columns in count_products(sizes).values())
+    That is a byte a weight, and a float32 step for each column of a product and each row of a table.
+    """
+    from sana_export.tracing.counting import count_narrowed, count_products, count_text_steps
+
+    products = count_products(sizes).values()
+    saved = {
+        "transformer": sum(3 * rows * columns - 4 * columns for rows, columns in products),
+        "text_encoder": count_narrowed(sizes)["text_encoder"] - 4 * count_text_steps(sizes),  # it was stored in 16 bits
+    }
     return tuple(
-        replace(part, dtype="int8", bytes=part.bytes - saved) if part.name == "transformer" else part
+        replace(part, dtype="int8", bytes=part.bytes - saved[part.name]) if part.name in saved else part
         for part in exported
     )
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_runtime.prompt import PromptRules, PromptTokens, batch
+from sana_runtime.prompt import PromptRules, PromptTokens, TextInputs, batch
 from sana_runtime.session import Arrays
 from sana_runtime.tokenizer import Tokenizer
 
@@ -64,7 +64,8 @@ class Conditioner:
         self._run = run
         self._tokenizer = tokenizer
         self._rules = rules
-        self._store, self._source = kept or (None, "")
+        self._store: Store | None = kept[0] if kept else None
+        self._source = kept[1] if kept else ""
         self._kept: OrderedDict[PromptTokens, Condition] = OrderedDict()
         self._budget = cache_bytes
         self._lock = threading.Lock()
@@ -91,14 +92,18 @@ class Conditioner:
 
     def _encode(self, tokens: PromptTokens) -> Condition:
         """The condition, read from the store where that has one of the right shape."""
-        inputs, key = batch([tokens]), f"{self._source} {tokens}"
-        rows = int(inputs.row_mask.sum())
-        found = self._store.load(key) if self._store is not None else None
+        inputs = batch([tokens])
+        if self._store is None:
+            return self._compute(inputs)
+        key, rows = f"{self._source} {tokens}", int(inputs.row_mask.sum())
+        found = self._store.load(key)
         if found is not None and found.ndim == 5 and found.shape[2:4] == (1, rows) and found.dtype.kind == "f":
             return Condition(found)
+        made = self._compute(inputs)
+        self._store.store(key, made.text_kv)
+        return made
+
+    def _compute(self, inputs: TextInputs) -> Condition:
         feeds = {"input_ids": inputs.input_ids, "text_mask": inputs.text_mask, "instructed": inputs.instructed}
         text = self._run("text_encoder", feeds)["text"]
-        made = self._run("caption", {"text": text[:, inputs.row_mask[0]]})["text_kv"]
-        if self._store is not None:
-            self._store.store(key, made)
-        return Condition(made)
+        return Condition(self._run("caption", {"text": text[:, inputs.row_mask[0]]})["text_kv"])

@@ -27,6 +27,7 @@ __all__ = [
     "count_operations",
     "count_products",
     "count_tables",
+    "count_text_steps",
     "largest_tensor",
 ]
 
@@ -111,6 +112,12 @@ def count_narrowed(sizes: Described) -> dict[str, int]:
         part: sum(w.numel() for w in module.parameters() if w.dim() >= 2 and w.numel() >= SMALLEST)
         for part, module in modules.items()
     }
+
+
+def count_text_steps(sizes: Described) -> int:
+    """Steps of the text encoder's weights where those are INT8: one a column of a product, one a row of its table."""
+    encoder = _networks(sizes)["text_encoder"]
+    return sum(w.shape[0] for w in encoder.parameters() if w.dim() >= 2 and w.numel() >= SMALLEST)
 
 
 def count_products(sizes: Described) -> dict[str, tuple[int, int]]:

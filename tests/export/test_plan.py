@@ -8,11 +8,13 @@ import onnx_ir as ir
 import pytest
 from sana_calibration.products import chosen
 from sana_calibration.quantise import quantise
+from sana_calibration.weight_only import quantise_weights
 from sana_reference.config import DC_AE_F32C32, PRESETS, TextConfig
 from sana_runtime.errors import MemoryLimitError
 from sana_runtime.memory_plan import GRAPH, LIBRARIES, Layout, PartMemory, all_loaded, one_at_a_time, working_memory
 
 from sana_export import plan as planning
+from sana_export.passes.narrow_weights import widen_weights
 from sana_export.plan import Habits, foresee_painting, plan
 from sana_export.precision import Precision
 from sana_export.tracing.counting import count_products
@@ -124,7 +126,15 @@ def test_int8_foresees_the_products_that_calibration_finds_and_their_bytes(expor
     assert wide - narrow == pytest.approx(before - held(model), rel=0.02)
 
 
-@pytest.mark.parametrize("part", ["text_encoder", "decoder", "encoder"])
+def test_the_text_encoder_in_int8_is_foreseen_table_and_all(export, random_model):
+    planned = next(each for each in small_plan(random_model)[1].parts if each.name == "text_encoder")
+    model = ir.load(export(random_model(), "int8", ("text_encoder",))["text_encoder"].graph)
+    widen_weights(model)
+    quantise_weights(model)
+    assert planned.bytes == pytest.approx(held(model), rel=0.03)
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
 def test_what_stays_float_in_an_int8_bundle_is_foreseen_in_its_narrow_type(export, random_model, part):
     planned = next(each for each in small_plan(random_model)[1].parts if each.name == part)
     written = held(ir.load(export(random_model(), "int8", (part,))[part].graph))
