@@ -1,5 +1,6 @@
 """Files and folders that are the user's alone: others can neither read what is kept there nor put anything there."""
 
+import errno
 import os
 import stat
 import tempfile
@@ -13,18 +14,30 @@ from sana_runtime.publish import FULL
 
 __all__ = ["make_private", "open_private", "replace_private"]
 
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing is wrong with the file, which must not be removed for it
+
 
 @contextmanager
 def open_private(path: Path) -> Iterator[BinaryIO]:
     """A plain file that is the user's own and closed to others, open for reading; ValueError when it is not."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    with os.fdopen(os.open(path, flags), "rb") as file:
+    with os.fdopen(_handle(path, flags), "rb") as file:
         held = os.fstat(file.fileno())
         if not stat.S_ISREG(held.st_mode):
             raise ValueError("it is not a plain file")
         if os.name == "posix" and (held.st_uid != os.getuid() or held.st_mode & 0o077):
             raise ValueError("other users can read or write it, or own it")
         yield file
+
+
+def _handle(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno in PASSING:
+            why = f"{path} cannot be opened now ({error.strerror}); close other files or programs, and try again"
+            raise BackendError(why) from error
+        raise
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import mmap
-import tempfile
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,13 +150,25 @@ def _workplace(cache: EngineCache, key: EngineKey) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_alone(cache, key))
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="building-", dir=cache.folder))
+            folder = stack.enter_context(_emptied(cache.folder / f".{key.file}.building"))
         except OSError as error:
             if error.errno in FULL:
                 raise MemoryLimitError(f"{cache.folder}: the disk is full; run `sana-export cache clear`") from error
             why = f"{error.filename or cache.folder}: {error.strerror or error}"
             raise BackendError(f"engines cannot be kept ({why}); make {cache.folder} writable") from error
-        yield Path(folder)
+        yield folder
+
+
+@contextlib.contextmanager
+def _emptied(folder: Path) -> Iterator[Path]:
+    """The folder, made anew: a build that was killed has left its half engine there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from sana_calibration.remembering import recall, remember
 from sana_calibration.statistics import EDGES, TokenStatistics
 from sana_runtime.bundle import open_bundle
 from sana_runtime.engine_cache import EngineCache, EngineKey
-from sana_runtime.errors import SanaError
+from sana_runtime.errors import BackendError, SanaError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills, forks and limits as POSIX systems do")
 KEY = EngineKey("decoder", "0" * 64, "tensorrt", "1.7", (89,), "fp16", "1" * 64, False)
@@ -149,6 +149,19 @@ def test_a_disk_that_fills_up_while_keeping_leaves_the_old(kept, tmp_path, times
     assert 0 < full < sizes
 
 
+def test_a_process_that_may_open_no_more_files_does_not_throw_its_engines_away(tmp_path, monkeypatch):
+    Engine().write(tmp_path, 1)
+
+    def refuse(*arguments, **named):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(BackendError, match="try again"):
+            Engine().read(tmp_path)
+    assert Engine().read(tmp_path) == 1
+
+
 CALIBRATOR = """
 import os, sys
 from pathlib import Path
@@ -196,6 +209,43 @@ def test_a_calibration_that_is_killed_anywhere_goes_on_and_ends_with_a_whole_bun
     figure(8, f"{kills} kills during calibration: {kills + 1 - finished} died, {finished} ended with "
               f"{len(digests)} INT8 transformer(s), {len(left)} things left over")  # fmt: skip
     assert len(digests) == 1 and not left
+
+
+ENGINEER = """
+import sys
+from pathlib import Path
+from sana_export.engines.bundle import EngineRequest, build_engines
+from sana_runtime.bundle import open_bundle
+from sana_runtime.engine_cache import EngineCache
+folder = Path(sys.argv[2])
+cache = EngineCache(folder / "engines", folder / "key", note=print)
+(made,) = build_engines(open_bundle(sys.argv[1]), EngineRequest((89,), parts=("caption",)), cache)
+print(made.path.name)
+"""
+
+
+@pytest.mark.skipif(os.environ.get("SANA_TRUST") is None, reason="takes many minutes; `make trust` does it")
+def test_the_builder_of_an_engine_that_is_killed_leaves_nothing_or_the_whole(built, tmp_path, times, figure):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    kills, generator, whole, start = times(2, 50, 200), random.Random(56), 0, time.perf_counter()
+    command = [sys.executable, "-c", ENGINEER, str(built("sana").path), str(tmp_path)]
+    name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+    longest, entry = time.perf_counter() - start, tmp_path / "engines" / name
+    content = entry.read_bytes()
+    for _ in range(kills):
+        entry.unlink(missing_ok=True)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
+            time.sleep(generator.uniform(0.3, 1) * longest)
+            child.kill()
+        whole += entry.exists()
+        assert not entry.exists() or entry.read_bytes()[32:] == content[32:]
+    last = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    left = [
+        path.name for path in entry.parent.iterdir() if path != entry and not path.name.endswith((".lock", ".part"))
+    ]
+    figure(8, f"{kills} kills while building an engine: {whole} whole, {kills - whole} none, then built again; "
+              f"{len(left)} things left over")  # fmt: skip
+    assert last.split() == [name] and not left
 
 
 def transformer_of(bundle):
