@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from sana_runtime.engine_cache import EngineCache
+from sana_runtime.engine_cache import ALL_SIZES, EngineCache
 from sana_runtime.errors import UsageError
 from sana_runtime.prompt_cache import PromptCache
 
@@ -44,9 +44,11 @@ def render(kept: list[tuple[str, int]], built: list[dict[str, Any]], encoded: in
     lines = [f"{size / 1e6:>9.1f} MB  {name}{told.get(name, '')}" for name, size in kept]
     for entry in built:
         capabilities = ", ".join(f"{one / 10}" for one in entry["capabilities"])
-        plugin = ", plugin" if entry["plugin"] else ""
+        form = ", plugin" if entry["plugin"] else ""
+        form += f", sizes {entry['sizes']}" if entry["sizes"] != ALL_SIZES else ""
+        form += ", weights streamed" if entry["streams"] else ""
         lines.append(
-            f"{entry['bytes'] / 1e6:>9.1f} MB    {entry['part']} {entry['precision']} for {capabilities}{plugin}, "
+            f"{entry['bytes'] / 1e6:>9.1f} MB    {entry['part']} {entry['precision']} for {capabilities}{form}, "
             f"{entry['library']} {entry['version']}: {entry['path']}"
         )
     return "\n".join(lines) or "nothing is kept"

@@ -51,9 +51,10 @@ def _outcome_line(entry: dict[str, Any]) -> str:
     if entry["refusal"]:
         return f"not built: {entry['refusal']}"
     capabilities = ", ".join(f"{one / 10}" for one in entry["capabilities"])
-    plugin = ", with the attention plugin" if entry["plugin"] else ""
-    sizes = f", sizes {entry['sizes']}" if entry["sizes"] != ALL_SIZES else ""
-    head = f"{entry['part']:<14}{entry['precision']} for {capabilities}{plugin}{sizes}: {entry['bytes'] / 1e6:.1f} MB"
+    form = ", with the attention plugin" if entry["plugin"] else ""
+    form += f", sizes {entry['sizes']}" if entry["sizes"] != ALL_SIZES else ""
+    form += ", weights streamed" if entry["streams"] else ""
+    head = f"{entry['part']:<14}{entry['precision']} for {capabilities}{form}: {entry['bytes'] / 1e6:.1f} MB"
     if entry["seconds"] is None:
         return f"{head}, was there already"
     return f"{head}, {entry['seconds']:.0f} s, {entry['peak_memory'] / 1e9:.2f} GB of memory"
