@@ -1,0 +1,178 @@
+"""Keep graphs as the CPU's library compiled them: the next start reads them back in half the time.
+
+What is read back decides what is computed, so the rules of engines hold: the folder is the user's alone, every entry
+carries an HMAC under a key that only the user can read, and one that was not made here, or was damaged, is removed
+before the library sees it.
+
+An entry is the MAC (32 bytes), MAGIC, what the model was made of (JSON, with spaces up to PAGE bytes) and the model.
+The MAC covers all that follows it. The model begins on a page of its own because it is mapped, not read: its pages are
+the system's cache, as those of a bundle's weights are.
+"""
+
+import hashlib
+import hmac
+import json
+import mmap
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from sana_runtime.private_files import make_private, open_private, replace_private
+
+__all__ = ["SWITCH", "CompiledModels", "KeptModel", "compiled_folder", "keeping", "origin"]
+
+SWITCH = "SANA_EXPORT_COMPILED"  # "off" in the environment: nothing is kept, and nothing kept is used
+MAGIC = b"SANACPU1"
+MAC_BYTES, KEY_BYTES, PAGE = 32, 32, 4096
+LIMIT = 8 << 30  # bytes: about a dozen sizes of picture of Sana-0.6B
+ABANDONED = 3600.0  # seconds after which a file that was never finished is removed
+
+MadeOf = Mapping[str, Any]  # everything that the compiled model depends on, as JSON has it; "part" names it
+
+
+@dataclass(frozen=True)
+class KeptModel:
+    """One kept model, by its own account, which `CompiledModels.load` alone checks."""
+
+    path: Path
+    bytes: int
+    used: float  # seconds since the epoch
+    made_of: MadeOf
+
+
+def keeping() -> bool:
+    """Whether compiled models are kept at all."""
+    return os.environ.get(SWITCH, "").lower() not in ("off", "0", "no")
+
+
+def compiled_folder() -> Path:
+    """Where compiled models are kept."""
+    return Path(platformdirs.user_cache_dir("sana-export")) / "compiled"
+
+
+def origin(graph: Path) -> str:
+    """Which graph this is: the digest of its own bytes and of who its data files are.
+
+    A bundle's word on the digest of its weights is not taken, or one bundle could have its model kept under another's
+    name; and reading them would take as long as is gained. A file's place, number, size and times tell it apart.
+    """
+    digest = hashlib.sha256(graph.read_bytes())
+    for file in sorted(graph.parent.glob("*.data")):
+        held = file.lstat()
+        digest.update(repr((file.name, held.st_dev, held.st_ino, held.st_size)).encode())
+        digest.update(repr((held.st_mtime_ns, held.st_ctime_ns)).encode())
+    return digest.hexdigest()
+
+
+class CompiledModels:
+    """Compiled models on disk, up to `limit` bytes; those used longest ago make room."""
+
+    def __init__(self, folder: Path | None = None, secret: Path | None = None, *, limit: int = LIMIT) -> None:
+        """`secret` is the file of the key that entries are signed with."""
+        self.folder = folder or compiled_folder()
+        self._secret = secret or Path(platformdirs.user_data_dir("sana-export")) / "compiled-key"
+        self._limit = limit
+
+    def load(self, made_of: MadeOf) -> NDArray[np.uint8] | None:
+        """The model that was made of this, mapped, whole and ours, or None; what is there but is neither is removed."""
+        path = self.folder / _file_name(made_of)
+        if not os.path.lexists(path):
+            return None
+        try:
+            model = self._read(path, _head(made_of))
+            os.utime(path)
+        except (ValueError, OSError):
+            _remove(path)
+            return None
+        return model
+
+    def store(self, made_of: MadeOf, model: memoryview) -> Path:
+        """Keep a model that was just compiled."""
+        make_private(self.folder)
+        head, target = _head(made_of), self.folder / _file_name(made_of)
+        mac = hmac.new(self._key(), head, hashlib.sha256)
+        mac.update(model)
+        with replace_private(target) as file:
+            for piece in (mac.digest(), head, model):
+                file.write(piece)
+        self._make_room(keep=target)
+        return target
+
+    def entries(self) -> tuple[KeptModel, ...]:
+        """What is kept, the last used first; files that are no entries are left out."""
+        found = (_entry(path) for path in sorted(self.folder.glob("*.model")))
+        return tuple(sorted((entry for entry in found if entry), key=lambda entry: -entry.used))
+
+    def _read(self, path: Path, head: bytes) -> NDArray[np.uint8]:
+        """The checked model in `path`, mapped; ValueError says what is wrong with it."""
+        with open_private(path) as file:
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # libraries want memory that can be written
+        content = np.frombuffer(whole, np.uint8)
+        mac = hmac.new(self._key(), content[MAC_BYTES:], hashlib.sha256)
+        if not hmac.compare_digest(bytes(content[:MAC_BYTES]), mac.digest()):
+            raise ValueError("it is damaged, or was not made here")
+        if bytes(content[MAC_BYTES:PAGE]) != head:
+            raise ValueError("it is another model under this one's name")
+        return content[PAGE:]
+
+    def _key(self) -> bytes:
+        """The user's signing key, made at first need, and anew when others could have read it."""
+        with suppress(OSError, ValueError), open_private(self._secret) as file:
+            key = file.read(KEY_BYTES + 1)
+            if len(key) == KEY_BYTES:
+                return key
+        make_private(self._secret.parent, mode=None)
+        with replace_private(self._secret) as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+        return self._secret.read_bytes()  # of two processes that come here at once, the later one's counts for both
+
+    def _make_room(self, keep: Path) -> None:
+        """Remove what was used longest ago until the rest fits, and what was never finished."""
+        for path in self.folder.glob(".*.part"):
+            with suppress(OSError):
+                if time.time() - path.lstat().st_mtime > ABANDONED:
+                    path.unlink()
+        total = keep.stat().st_size
+        for entry in self.entries():
+            if entry.path != keep:
+                total += entry.bytes
+                if total > self._limit:
+                    _remove(entry.path)
+
+
+def _text(made_of: MadeOf) -> bytes:
+    return json.dumps(made_of, sort_keys=True).encode()
+
+
+def _head(made_of: MadeOf) -> bytes:
+    """What lies between the MAC and the model."""
+    head = (MAGIC + _text(made_of)).ljust(PAGE - MAC_BYTES)
+    if len(head) > PAGE - MAC_BYTES:
+        raise ValueError(f"{len(head)} bytes are too many to describe a compiled model")
+    return head
+
+
+def _file_name(made_of: MadeOf) -> str:
+    return f"{made_of['part']}-{hashlib.sha256(_text(made_of)).hexdigest()[:32]}.model"
+
+
+def _entry(path: Path) -> KeptModel | None:
+    with suppress(OSError, ValueError), open_private(path) as file:
+        held, head = os.fstat(file.fileno()), file.read(PAGE)[MAC_BYTES:]
+        if head.startswith(MAGIC):
+            return KeptModel(path, held.st_size, held.st_mtime, json.loads(head[len(MAGIC) :]))
+    return None
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
