@@ -45,9 +45,9 @@ def _lookups(model: ir.Model) -> Iterator[ir.Node]:
     for node in model.graph:
         table = node.inputs[0] if node.op_type == "Gather" else None
         tensor = table.const_value if table is not None else None
-        if tensor is None or tensor.dtype != FLOAT or len(tensor.shape) != 2 or "." not in str(table.name):
+        if table is None or tensor is None or tensor.dtype != FLOAT or len(tensor.shape) != 2:
             continue
-        if tensor.size >= SMALLEST_WEIGHT and node.attributes.get_int("axis", 0) == 0:
+        if "." in str(table.name) and tensor.size >= SMALLEST_WEIGHT and node.attributes.get_int("axis", 0) == 0:
             yield node
 
 
