@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from sana_runtime.compiled_models import CompiledModels
 from sana_runtime.engine_cache import ALL_SIZES, EngineCache
 from sana_runtime.errors import UsageError
 from sana_runtime.prompt_cache import PromptCache
@@ -41,6 +42,8 @@ def prompts() -> int:
 def render(kept: list[tuple[str, int]], built: list[dict[str, Any]], encoded: int) -> str:
     """What is kept as lines of text, with the engines and the number of prompts."""
     told = {"prompts": f" ({encoded} of them)"} if encoded else {}
+    if models := ", ".join(sorted({model.made_of["part"] for model in CompiledModels().entries()})):
+        told["compiled"] = f" (for this CPU: {models})"
     lines = [f"{size / 1e6:>9.1f} MB  {name}{told.get(name, '')}" for name, size in kept]
     for entry in built:
         capabilities = ", ".join(f"{one / 10}" for one in entry["capabilities"])

@@ -26,6 +26,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
+from sana_runtime.errors import SanaError
 from sana_runtime.private_files import make_private, open_private, replace_private
 
 __all__ = ["SWITCH", "CompiledModels", "KeptModel", "compiled_folder", "keeping", "origin"]
@@ -90,6 +91,8 @@ class CompiledModels:
         try:
             model = self._read(path, _head(made_of))
             os.utime(path)
+        except SanaError:  # no fault of the file's
+            return None
         except (ValueError, OSError):
             _remove(path)
             return None
