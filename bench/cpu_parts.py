@@ -49,14 +49,16 @@ class Job:
         return states[:, :rows], mask
 
 
-def diffusers_step(job: Job, dtype: str) -> Run:
-    """diffusers' own module."""
+def diffusers_step(job: Job, dtype: str, compiled: bool = False) -> Run:
+    """diffusers' own module, as it is or through torch.compile."""
     import torch
     from diffusers import SanaTransformer2DModel
 
     torch.set_num_threads(job.threads)
     kind = getattr(torch, dtype)
     model = SanaTransformer2DModel.from_pretrained(job.folder / TRANSFORMER, torch_dtype=kind).eval()
+    if compiled:
+        model.compile()
     text, mask = (torch.from_numpy(array) for array in job.text(PADDED))
     feeds = {
         "hidden_states": torch.from_numpy(job.latent(2)).to(kind),
@@ -73,7 +75,7 @@ def diffusers_step(job: Job, dtype: str) -> Run:
 
 
 def naive_step(job: Job, engine: str) -> Run:
-    """diffusers' module as it exports, at this one size, in an engine as it comes."""
+    """diffusers' module as it exports, at this one size, in onnxruntime as it comes or in OpenVINO with f32 or bf16."""
     text, mask = job.text(PADDED)
     values = (job.latent(2), text, np.full(2, 500.0, np.float32), mask.astype(np.float32))
     feeds = dict(zip(("sample", "text", "timestep", "mask"), values, strict=True))
@@ -87,7 +89,8 @@ def naive_step(job: Job, engine: str) -> Run:
         return lambda: session.run(None, feeds)[0]
     import openvino as ov
 
-    compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_NUM_THREADS": job.threads})
+    properties = {"INFERENCE_NUM_THREADS": job.threads, "INFERENCE_PRECISION_HINT": engine}
+    compiled = ov.Core().compile_model(graph, "CPU", properties)
     return lambda: compiled(feeds)[0].copy()
 
 
@@ -117,8 +120,11 @@ def step_contenders(job: Job) -> list[Contender]:
     ways: dict[str, Callable[[], Run]] = {
         "diffusers fp32": partial(diffusers_step, job, "float32"),
         "diffusers bf16": partial(diffusers_step, job, "bfloat16"),
+        "diffusers fp32, torch.compile": partial(diffusers_step, job, "float32", True),
+        "diffusers bf16, torch.compile": partial(diffusers_step, job, "bfloat16", True),
         "onnxruntime, diffusers' graph": partial(naive_step, job, "onnxruntime"),
-        "openvino, diffusers' graph": partial(naive_step, job, "openvino"),
+        "openvino f32, diffusers' graph": partial(naive_step, job, "f32"),
+        "openvino bf16, diffusers' graph": partial(naive_step, job, "bf16"),
         "ours fp32": partial(our_step, job, OURS),
         "ours bf16": partial(our_step, job, OURS, True),
         "ours int8": partial(our_step, job, INT8),
