@@ -120,7 +120,7 @@ class CompiledModels:
         with open_private(path) as file:
             whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # libraries want memory that can be written
         content = np.frombuffer(whole, np.uint8)
-        mac = hmac.new(self._key(), content[MAC_BYTES:], hashlib.sha256)
+        mac = hmac.new(self._key(), content.data[MAC_BYTES:], hashlib.sha256)
         if not hmac.compare_digest(bytes(content[:MAC_BYTES]), mac.digest()):
             raise ValueError("it is damaged, or was not made here")
         if bytes(content[MAC_BYTES:PAGE]) != head:
