@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 from sana_reference.nano.captions import TELLINGS, Caption, captions, describe, draw_caption
-from sana_reference.nano.scenes import GAP, Scene, Thing, draw, random_scene, visible
+from sana_reference.nano.scenes import Scene, Thing, draw, random_scene, visible
 from sana_reference.nano.split import is_held_out, scenes
 from sana_reference.nano.vocabulary import COLOURS, KINDS, OPPOSITE, RELATIONS
 
@@ -24,14 +24,17 @@ def test_the_same_scene_is_the_same_bytes():
     np.testing.assert_array_equal(draw(scene), draw(scene))
 
 
-def test_shapes_stay_inside_the_picture_and_apart():
+def cells(thing: Thing) -> set[tuple[int, int]]:
+    """The latent's cells, 32 pixels wide, that a shape reaches into."""
+    columns, rows = (range(int(c - thing.radius) // 32, int(c + thing.radius) // 32 + 1) for c in (thing.x, thing.y))
+    return {(column, row) for column in columns for row in rows}
+
+
+def test_shapes_stay_inside_the_picture_and_have_latent_cells_of_their_own():
     for scene in some_scenes(300):
         for i, thing in enumerate(scene.things):
-            reach = thing.radius + GAP - 1e-6
-            assert reach <= thing.x <= 128 - reach
-            assert reach <= thing.y <= 128 - reach
-            for other in scene.things[:i]:
-                assert np.hypot(thing.x - other.x, thing.y - other.y) > thing.radius + other.radius
+            assert cells(thing) <= {(column, row) for column in range(4) for row in range(4)}
+            assert all(cells(thing).isdisjoint(cells(other)) for other in scene.things[:i])
 
 
 def test_every_shape_stands_out_from_its_background():

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from math import ceil, cos, pi, sin
+from itertools import combinations
+from math import cos, pi, sin
 
 import numpy as np
 from numpy.random import Generator
@@ -22,16 +23,14 @@ from sana_reference.nano.vocabulary import (
     TEXTURES,
 )
 
-__all__ = ["GAP", "Scene", "Thing", "draw", "random_scene", "visible"]
+__all__ = ["Scene", "Thing", "draw", "random_scene", "visible"]
 
 Pixels = NDArray[np.uint8]
-Places = NDArray[np.int64]
 Point = tuple[float, float]
 
 SIDE = 128  # of the square in which scenes are measured
 SUPERSAMPLING = 4
-GAP = 5.0  # least distance between two shapes and between a shape and the border, in 128ths of the side
-LATTICE = 8  # shapes are centred on multiples of this: a world of few places is learnt in few hours
+CENTRES = (32.0, 64.0, 96.0)  # where shapes stand, across and down: on corners of latent cells, learnt in few hours
 TURNS = 8  # directions of a gradient
 CONTRAST = 95.0  # least distance in RGB between a shape and its background
 
@@ -186,54 +185,38 @@ def _radius(rng: Generator, sizes: tuple[str, ...]) -> tuple[str, float]:
     return size, SIZES[size]
 
 
-def _centres(radius: float) -> Places:
-    """Coordinates at which a shape of this radius lies wholly inside."""
-    first = LATTICE * ceil((radius + GAP) / LATTICE)
-    return np.arange(first, SIDE - first + 1, LATTICE)
-
-
 def _alone(rng: Generator, look: tuple[str, str], place: str) -> tuple[Thing, ...]:
     """One shape in one of the nine places."""
     size, radius = _radius(rng, tuple(SIZES))
-    centres = _centres(radius)
-    x, y = (float((SIDE / 2, centres[-1], centres[0])[third]) for third in PLACES[place])
+    x, y = (CENTRES[1 + third] for third in PLACES[place])
     return (Thing(look[1], look[0], size, x, y, radius),)
 
 
-def _apart(rng: Generator, radius: float, count: int) -> list[Point]:
-    """Places for shapes that neither touch each other nor the border."""
-    centres = _centres(radius)
+def _apart(rng: Generator, count: int) -> list[Point]:
+    """Some of the nine places, none beside another: every shape has its latent cells to itself."""
     while True:
-        points: list[Point] = []
-        for x, y in rng.choice(centres, (30 * count, 2)):
-            if all(np.hypot(x - a, y - b) > 2 * radius + GAP for a, b in points):
-                points.append((float(x), float(y)))
-            if len(points) == count:
-                return points
+        chosen = rng.choice(9, count, replace=False)
+        points = [(CENTRES[place % 3], CENTRES[place // 3]) for place in chosen]
+        if all(max(abs(a - x), abs(b - y)) >= SIDE / 2 for (a, b), (x, y) in combinations(points, 2)):
+            return points
 
 
 def _group(rng: Generator, look: tuple[str, str], count: str) -> tuple[Thing, ...]:
     """Two to four shapes that look the same."""
     size, radius = _radius(rng, ("small", "medium"))
-    return tuple(Thing(look[1], look[0], size, x, y, radius) for x, y in _apart(rng, radius, COUNTS[count]))
+    return tuple(Thing(look[1], look[0], size, x, y, radius) for x, y in _apart(rng, COUNTS[count]))
 
 
 def _pair(rng: Generator, looks: list[tuple[str, str]], relation: str) -> tuple[Thing, ...]:
-    """Two shapes, the first standing clearly in `relation` to the second."""
-    sized = [_radius(rng, tuple(SIZES)) for _ in looks]
-    while True:
-        along = [float(rng.choice(_centres(radius))) for _, radius in sized]
-        across = [SIDE / 2 + LATTICE * float(rng.integers(-2, 3)) for _ in sized]
-        span = along[1] - along[0]
-        if span > sum(radius for _, radius in sized) + GAP and abs(across[0] - across[1]) <= 0.4 * span:
-            break
-    if relation in ("right of", "below"):
-        along = [SIDE - each for each in along]
-    points = zip(along, across, strict=True) if relation in ("left of", "right of") else zip(across, along, strict=True)
-    return tuple(
-        Thing(kind, colour, size, x, y, radius)
-        for (colour, kind), (size, radius), (x, y) in zip(looks, sized, points, strict=True)
-    )
+    """Two shapes at the ends of a row or a column, the first in `relation` to the second."""
+    ends = CENTRES[::2] if relation in ("left of", "above") else CENTRES[::-2]
+    across = float(rng.choice(CENTRES))
+    flat = relation in ("left of", "right of")
+    things = []
+    for (colour, kind), along in zip(looks, ends, strict=True):
+        size, radius = _radius(rng, tuple(SIZES))
+        things.append(Thing(kind, colour, size, *((along, across) if flat else (across, along)), radius))
+    return tuple(things)
 
 
 def _look(rng: Generator, colours: list[str]) -> tuple[str, str]:
