@@ -25,6 +25,7 @@ from sana_runtime.progress import Clock
 from sana_runtime.signature import COMPRESSION
 
 from sana_export.evidence import pack, unpack
+from sana_export.passes.narrow_weights import narrow_weights
 from sana_export.plans import Plans
 from sana_export.saving import data_file, save_graph
 from sana_export.speed import Speed, measure_speed
@@ -95,9 +96,10 @@ class Calibration:
         return Verdict(tuple(verdict["products"]), verdict["left"], verdict["error"]), found["effects"]
 
     def write_transformer(self, products: Sequence[str]) -> Quantised:
-        """The INT8 transformer."""
+        """The INT8 transformer; what stays float in it has 16-bit weights, as the float parts of the bundle have."""
         transformer, _ = self._smoothed()
         done = quantise(transformer, products)
+        narrow_weights(transformer, ir.DataType.FLOAT16)
         save_graph(transformer, self.transformer)
         return done
 

@@ -27,7 +27,7 @@ __all__ = ["Int8Settings", "calibrate", "write_int8"]
 
 SCHEME = "int8-channel-token"
 BUDGET = 0.1  # by which finished latents of the trial may move, relative to their size
-ROUNDS = 4  # of the gate, each with half of the movement that the last one had
+ROUNDS = 4  # of the gate, each with as much less movement as the last one was over its limits
 LEAST_PSNR = 20.0  # of golden pictures, which the float reference painted; the gate asks for more
 FORCED_PSNR = 10.0
 SHARES = {
@@ -150,7 +150,7 @@ def _settle(calibration: Calibration) -> Outcome:
         outcome = Outcome(verdict, effects, quantised, calibration.evidence(verdict.products))
         if not outcome.evidence.complaints(Limits()) or not verdict.products:
             break
-        budget = verdict.error / 2
+        budget = verdict.error / outcome.evidence.excess(Limits())
     return outcome
 
 

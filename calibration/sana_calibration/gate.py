@@ -53,10 +53,9 @@ class Evidence:
 
     def complaints(self, limits: Limits) -> tuple[str, ...]:
         """One line for each limit that is not kept."""
-        worst = {timestep: median(errors) for timestep, errors in self.velocity_errors.items()}
         found = [
             f"velocity error {error:.3f} at timestep {timestep:g}, allowed {limits.velocity_error:g}"
-            for timestep, error in worst.items()
+            for timestep, error in self._by_timestep().items()
             if not error <= limits.velocity_error
         ]
         for name, values, least in (
@@ -67,6 +66,14 @@ class Evidence:
             if values and not median(values) >= least:
                 found.append(f"median {name} {median(values):.4g}, required {least:g}")
         return tuple(found)
+
+    def excess(self, limits: Limits) -> float:
+        """How many times smaller errors must become: as the velocity asks, or half where pictures alone fall short."""
+        worst = max(self._by_timestep().values(), default=0.0) / limits.velocity_error
+        return worst if worst > 1 else 2.0
+
+    def _by_timestep(self) -> dict[float, float]:
+        return {timestep: median(errors) for timestep, errors in self.velocity_errors.items()}
 
 
 def compare(

@@ -129,3 +129,9 @@ def test_a_model_that_gives_no_numbers_fails_every_limit(contenders):
 def test_the_median_counts_and_nan_never_passes(values):
     assert Evidence(psnrs=values).complaints(Limits())
     assert not Evidence(psnrs=[10.0, 32.0, 40.0]).complaints(Limits())
+
+
+def test_the_next_try_aims_at_what_the_last_one_missed_by():
+    limits = Limits()
+    assert Evidence({999.0: [0.01], 95.0: [0.1, 0.2, 0.15]}).excess(limits) == pytest.approx(3)
+    assert Evidence({999.0: [0.01]}, psnrs=[20.0]).excess(limits) == 2

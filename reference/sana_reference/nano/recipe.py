@@ -29,7 +29,7 @@ VALIDATION = 512
 AUTOENCODER = replace(AUTOENCODERS["nano"], scaling_factor=1.0)  # while training; measured at the end
 TRANSFORMER = PRESETS["nano"]
 TEXT = TextConfig(vocabulary=978, dim=160, depth=3, heads=4, kv_heads=2, head_dim=32, hidden=320, query_scalar=32.0)
-GUIDANCE = 3.0  # what nano is best painted with
+GUIDANCE = 4.5  # what nano is best painted with
 
 
 @dataclass(frozen=True)
