@@ -28,6 +28,16 @@ __all__ = ["GoldenPicture", "GoldenRequest", "fit_preview", "paint_golden"]
 POSITIONS = 512  # of latents that the preview is fitted to: many for each channel
 FIRST_SKETCH = 100  # a seed that no golden picture has
 SKETCH_STEPS = 4
+COLOURFUL = (  # prompts of the sketches
+    "a red circle on a white background",
+    "two blue hearts",
+    "a white star on a dark background",
+    "three yellow rings on a gray background",
+    "a green square",
+    "an orange triangle above a black cross",
+    "four purple diamonds on a beige background",
+    "a pink circle and a brown square",
+)
 SMALL = 30_000_000  # parameters below which a network is run in one thread
 RIDGE = 1e-3  # keeps the fit sane when there are few positions to fit it to
 Network = TypeVar("Network", bound=nn.Module)
@@ -91,11 +101,19 @@ def _threads_for(network: Network) -> Iterator[Network]:
 
 
 def _sketches(requests: Sequence[GoldenRequest]) -> list[GoldenRequest]:
-    """Requests for further pictures, in few steps, until there are enough positions for a fit."""
+    """Requests for further pictures, in few steps, until there are enough positions for a fit.
+
+    Their prompts are of many colours: pictures of the golden ones alone are too few to fit a map for all.
+    """
     height, width = requests[0].size
     count = max(4, POSITIONS * COMPRESSION**2 // (height * width))
     return [
-        replace(requests[i % len(requests)], seed=FIRST_SKETCH + i, steps=min(SKETCH_STEPS, requests[0].steps))
+        replace(
+            requests[0],
+            prompt=COLOURFUL[i % len(COLOURFUL)],
+            seed=FIRST_SKETCH + i,
+            steps=min(SKETCH_STEPS, requests[0].steps),
+        )
         for i in range(count)
     ]
 

@@ -235,7 +235,12 @@ def test_the_fitted_preview_tells_more_of_a_picture_than_the_mean_colour_of_all(
     rules = PromptRules.derive(Tokenizer(checkpoint.tokenizer))
     side = checkpoint.config.sample_size * 32
     _, fitted = paint_golden(checkpoint, [request(prompt, seed, side) for prompt, seed in GOLDEN], rules)
-    prompts = ("two green triangles", "a large blue square", "four orange circles", "a red ring below a yellow star")
+    prompts = (  # on backgrounds that differ, or the mean colour of all would be nearly right everywhere
+        "two green triangles on a dark background",
+        "a large blue square on a white background",
+        "four orange circles on a gray background",
+        "a red ring below a yellow star",
+    )
     requests = [request(prompt, 500 + i, side) for i, prompt in enumerate(4 * prompts)]
     pictures, _ = paint_golden(checkpoint, requests, rules)
     preview = Preview(np.array(fitted.weight, np.float32), np.array(fitted.bias, np.float32))
