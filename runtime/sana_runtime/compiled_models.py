@@ -14,7 +14,6 @@ import hmac
 import json
 import mmap
 import os
-import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,13 +26,13 @@ import platformdirs
 from numpy.typing import NDArray
 
 from sana_runtime.errors import SanaError
-from sana_runtime.private_files import make_private, open_private, replace_private
+from sana_runtime.private_files import make_private, open_private, replace_private, signing_key
 
 __all__ = ["SWITCH", "CompiledModels", "KeptModel", "compiled_folder", "keeping", "origin"]
 
 SWITCH = "SANA_EXPORT_COMPILED"  # "off" in the environment: nothing is kept, and nothing kept is used
 MAGIC = b"SANACPU1"
-MAC_BYTES, KEY_BYTES, PAGE = 32, 32, 4096
+MAC_BYTES, PAGE = 32, 4096
 LIMIT = 8 << 30  # bytes: about a dozen sizes of picture of Sana-0.6B
 ABANDONED = 3600.0  # seconds after which a file that was never finished is removed
 
@@ -102,7 +101,7 @@ class CompiledModels:
         """Keep a model that was just compiled."""
         make_private(self.folder)
         head, target = _head(made_of), self.folder / _file_name(made_of)
-        mac = hmac.new(self._key(), head, hashlib.sha256)
+        mac = hmac.new(signing_key(self._secret), head, hashlib.sha256)
         mac.update(model)
         with replace_private(target) as file:
             for piece in (mac.digest(), head, model):
@@ -120,23 +119,12 @@ class CompiledModels:
         with open_private(path) as file:
             whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # libraries want memory that can be written
         content = np.frombuffer(whole, np.uint8)
-        mac = hmac.new(self._key(), content.data[MAC_BYTES:], hashlib.sha256)
+        mac = hmac.new(signing_key(self._secret), content.data[MAC_BYTES:], hashlib.sha256)
         if not hmac.compare_digest(bytes(content[:MAC_BYTES]), mac.digest()):
             raise ValueError("it is damaged, or was not made here")
         if bytes(content[MAC_BYTES:PAGE]) != head:
             raise ValueError("it is another model under this one's name")
         return content[PAGE:]
-
-    def _key(self) -> bytes:
-        """The user's signing key, made at first need, and anew when others could have read it."""
-        with suppress(OSError, ValueError), open_private(self._secret) as file:
-            key = file.read(KEY_BYTES + 1)
-            if len(key) == KEY_BYTES:
-                return key
-        make_private(self._secret.parent, mode=None)
-        with replace_private(self._secret) as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-        return self._secret.read_bytes()  # of two processes that come here at once, the later one's counts for both
 
     def _make_room(self, keep: Path) -> None:
         """Remove what was used longest ago until the rest fits, and what was never finished."""

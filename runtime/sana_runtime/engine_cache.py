@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import json
 import os
-import secrets
 import struct
 import time
 from collections.abc import Callable, Iterable
@@ -23,14 +22,14 @@ from typing import Any, BinaryIO
 
 import platformdirs
 
-from sana_runtime.private_files import make_private, open_private, replace_private
+from sana_runtime.private_files import make_private, open_private, replace_private, signing_key
 
 __all__ = ["ALL_SIZES", "EngineCache", "EngineEntry", "EngineKey", "engine_folder", "graph_digest"]
 
 MAGIC = b"SANAENG1"
 ALL_SIZES = "all"
 RECIPE = "recipe 1"  # another number makes every engine that was built before stale
-MAC_BYTES, KEY_BYTES = 32, 32
+MAC_BYTES = 32
 LONGEST_NOTE = 1 << 16
 LIMIT = 24 << 30  # bytes: about four bundles of Sana-1.6B
 ABANDONED = 3600.0  # seconds after which a file that was never finished is removed
@@ -133,7 +132,7 @@ class EngineCache:
         self.prepare()
         target, note = self.folder / key.file, _note(key)
         head = MAGIC + struct.pack("<I", len(note)) + note
-        mac = hmac.new(self._key(), head, hashlib.sha256)
+        mac = hmac.new(signing_key(self._secret), head, hashlib.sha256)
         mac.update(engine)
         with replace_private(target) as file:
             for piece in (mac.digest(), head, engine):
@@ -164,7 +163,7 @@ class EngineCache:
             mac = file.read(MAC_BYTES)
             held, head = _read_note(file)
             engine = file.read()
-        expected = hmac.new(self._key(), head, hashlib.sha256)
+        expected = hmac.new(signing_key(self._secret), head, hashlib.sha256)
         expected.update(engine)
         if not hmac.compare_digest(mac, expected.digest()):
             raise ValueError("it is damaged, or was not made here")
@@ -172,18 +171,6 @@ class EngineCache:
             raise ValueError("it is another engine under this one's name")
         _check_header(engine, held)
         return engine
-
-    def _key(self) -> bytes:
-        """The user's signing key, made at first need, and anew when others could have read it."""
-        with suppress(OSError, ValueError), open_private(self._secret) as file:
-            key = file.read(KEY_BYTES + 1)
-            if len(key) == KEY_BYTES:
-                return key
-        make_private(self._secret.parent, mode=None)
-        key = secrets.token_bytes(KEY_BYTES)
-        with replace_private(self._secret) as file:
-            file.write(key)
-        return self._secret.read_bytes()  # of two processes that come here at once, the later one's counts for both
 
     def _make_room(self, keep: Path) -> None:
         """Remove what was used longest ago until the rest fits, and what was never finished."""

@@ -2,18 +2,20 @@
 
 import errno
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from sana_runtime.errors import BackendError, MemoryLimitError
 from sana_runtime.publish import FULL
 
-__all__ = ["make_private", "open_private", "replace_private"]
+__all__ = ["make_private", "open_private", "replace_private", "signing_key"]
 
+KEY_BYTES = 32
 PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing is wrong with the file, which must not be removed for it
 
 
@@ -73,3 +75,15 @@ def make_private(folder: Path, mode: int | None = 0o700) -> None:
         raise BackendError(f"{folder} is a link or another user's; remove it, so that a private one can be made")
     if mode is not None and stat.S_IMODE(held.st_mode) != mode:
         folder.chmod(mode)
+
+
+def signing_key(secret: Path) -> bytes:
+    """The user's key in the file `secret`, made at first need, and anew when others could have read it."""
+    with suppress(OSError, ValueError), open_private(secret) as file:
+        key = file.read(KEY_BYTES + 1)
+        if len(key) == KEY_BYTES:
+            return key
+    make_private(secret.parent, mode=None)
+    with replace_private(secret) as file:
+        file.write(secrets.token_bytes(KEY_BYTES))
+    return secret.read_bytes()  # of two processes that come here at once, the later one's counts for both
