@@ -114,12 +114,17 @@ def scrambled() -> Callable[[bytes, random.Random], bytes]:
 
 
 def _killed_while(work: Callable[[], object], generator: random.Random, longest: float) -> None:
-    """Run `work` in a child that is killed at a random moment."""
+    """Run `work` in a child that is killed at a random moment after it began."""
+    begun, tell = os.pipe()
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
+            os.write(tell, b"!")
             work()
         os._exit(0)
+    os.close(tell)
+    os.read(begun, 1)
+    os.close(begun)
     time.sleep(generator.uniform(0, longest))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
