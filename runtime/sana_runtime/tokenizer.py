@@ -1,6 +1,8 @@
 """Turn text into Gemma's token ids: the one door to the `tokenizers` library."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from sana_runtime.errors import BundleError, UsageError
 
 __all__ = ["MAX_PROMPT_BYTES", "Tokenizer", "refuse_unusable"]
 
+MOST_STEPS = 16  # of a normaliser; Gemma's has one
 MAX_PROMPT_BYTES = 8192  # 300 tokens never need more; merging megabytes would stall the caller
 
 
@@ -53,7 +56,8 @@ class Tokenizer:
     def encode(self, prompt: str, *, after: str = "") -> list[int]:
         """BOS and the tokens of `after` + `prompt`; only the prompt is refused when too long."""
         refuse_unusable(prompt)
-        return [self.bos, *self._engine.encode(after + prompt, add_special_tokens=False).ids]
+        with _translated("the tokenizer fails at this prompt"):
+            return [self.bos, *self._engine.encode(after + prompt, add_special_tokens=False).ids]
 
     def _special(self, token: str, file: Path) -> int:
         token_id = self._engine.token_to_id(token)
@@ -65,20 +69,25 @@ class Tokenizer:
 def _load(file: Path) -> tokenizers.Tokenizer:
     if not file.is_file():
         raise BundleError(f"{file} is missing; copy the tokenizer.json of the model's text encoder there")
-    try:
+    with _translated(f"{file} is not a tokenizer"):
         engine = tokenizers.Tokenizer.from_file(str(file))
-    except (
-        BaseException
-    ) as error:  # the library raises bare Exception, and for some files panics, which is not even that
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        reason = ascii(str(error).partition("\n")[0])[1:-1]
-        raise BundleError(f"{file} is not a tokenizer ({reason}); copy the model's tokenizer.json again") from error
     if complaint := _complaint(engine):
         raise BundleError(f"{file} {complaint}, which Gemma's tokenizers never do; copy the model's own file")
     engine.no_truncation()
     engine.no_padding()
     return engine
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """One line for what goes wrong in the library, which raises bare Exception, or panics, which is not even that."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        reason = ascii(str(error).partition("\n")[0])[1:-1][:200]
+        raise BundleError(f"{what} ({reason}); copy the model's tokenizer.json again") from error
 
 
 def _complaint(engine: tokenizers.Tokenizer) -> str:
@@ -94,9 +103,24 @@ def _complaint(engine: tokenizers.Tokenizer) -> str:
 
 
 def _strange(component: dict[str, Any]) -> str:
-    """The first component that does more than replace or split at fixed strings; a pattern may backtrack for ever."""
-    inner = [*component.get("normalizers", ()), *component.get("pretokenizers", ())]
-    if component["type"] == "Sequence":
-        return next(filter(None, map(_strange, inner)), "")
-    fixed = component["type"] in ("Replace", "Split") and list(component["pattern"]) == ["String"]
-    return "" if fixed else ascii(component["type"])[1:-1]
+    """What a component does beyond replacing or splitting at fixed strings, a few times; empty when nothing.
+
+    A pattern may backtrack for ever, and forty replacements of one letter by two make a terabyte of it.
+    """
+    steps = list(_steps(component))
+    if len(steps) > MOST_STEPS:
+        return f"Sequence, of {len(steps)} steps"
+    for step in steps:
+        if step["type"] not in ("Replace", "Split") or list(step["pattern"]) != ["String"]:
+            return ascii(step["type"])[1:-1]
+        if len(step.get("content", "")) > len(step["pattern"]["String"]):
+            return "Replace, which lengthens its text"
+    return ""
+
+
+def _steps(component: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The component, or those that a sequence consists of."""
+    if component["type"] != "Sequence":
+        yield component
+    for inner in (*component.get("normalizers", ()), *component.get("pretokenizers", ())):
+        yield from _steps(inner)
