@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +31,13 @@ def weights(path: Path) -> Iterator[Weight]:
     """Every tensor of the main graph of the ONNX file at `path`, which `guard` has let pass."""
     walker = Walker(FIELDS)
     for tensor in _inside(walker, _graph(walker, path), GRAPH, "tensor"):
+        fields = list(walker.fields(tensor.data))  # once: what `guard` had a budget for is not read twice
         dims = tuple(
             size
-            for field in _inside(walker, tensor.data, TENSOR, "dims")
+            for field in _named(fields, TENSOR, "dims")
             for size in (walker.varints(field.data) if field.kind == BYTES else (field.number,))
         )
-        kinds = [field.number for field in _inside(walker, tensor.data, TENSOR, "data_type")]
+        kinds = [field.number for field in _named(fields, TENSOR, "data_type")]
         yield Weight(dims, math.prod(dims) * max((BITS.get(kind, 0) for kind in kinds), default=0) // 8)
 
 
@@ -46,4 +47,8 @@ def _graph(walker: Walker, path: Path) -> memoryview:
 
 
 def _inside(walker: Walker, message: memoryview, table: Mapping[int, str], name: str) -> list[Field]:
-    return [field for field in walker.fields(message) if table.get(field.tag) == name]
+    return _named(walker.fields(message), table, name)
+
+
+def _named(fields: Iterable[Field], table: Mapping[int, str], name: str) -> list[Field]:
+    return [field for field in fields if table.get(field.tag) == name]

@@ -1,7 +1,6 @@
 """Bundles made to mislead, stall or kill their reader; each of these got through once."""
 
 import json
-import shutil
 import struct
 import time
 import tracemalloc
@@ -16,10 +15,11 @@ from sana_runtime.bundle import open_bundle
 from sana_runtime.errors import BackendError, BundleError, UsageError
 from sana_runtime.manifest import parse
 from sana_runtime.onnx_guard import guard
+from sana_runtime.onnx_operators import weights
 from sana_runtime.picture import Picture, read_picture, read_recipe
-from sana_runtime.prompt import PromptRules
 from sana_runtime.session import Device, SessionOptions, open_session
-from sana_runtime.tokenizer import Tokenizer
+
+from sana_export.layers import layers
 
 IR = (
     '<?xml version="1.0"?><net name="m" version="11"><layers><layer id="0" name="x" type="Parameter" '
@@ -89,6 +89,16 @@ def test_the_most_fields_that_are_looked_through_take_little_memory(tmp_path, fi
     assert peak < 256 << 20
 
 
+@pytest.mark.parametrize("read", [layers, weights], ids=["layers", "weights"])
+def test_what_the_guard_looked_through_can_be_read_again(read, tmp_path):
+    """A reader that looks at a field twice is over the budget at half of what the guard allows."""
+    tensor, node = b"\x08\x04\x10\x01\x4a\x10" + bytes(16), field(1, b"\x22\x03Add")
+    file = tmp_path / "decoder.onnx"
+    file.write_bytes(field(7, node * 9 + field(5, tensor + field(12, b"") * 150_000)))
+    guard(file, {})
+    assert list(read(file))
+
+
 PROMPTS = {
     "brackets without end": "[" * 200_000,
     "half a surrogate pair": '{"instruction": "\\ud800", "prefix": [2], "start": 1, "max_tokens": 300}',
@@ -120,52 +130,6 @@ def test_a_prompt_file_or_tokenizer_of_gigabytes_is_refused_by_its_size(folder, 
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
         tracemalloc.stop()
         (folder / name).write_bytes(original)
-
-
-TOKENIZERS = {
-    "a pattern that backtracks until the library panics": (
-        "pre_tokenizer",
-        {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
-    ),
-    "the same inside a sequence": (
-        "normalizer",
-        {
-            "type": "Sequence",
-            "normalizers": [{"type": "Replace", "pattern": {"Regex": "(a|a|ab)*$"}, "content": "b"}],
-        },
-    ),
-    "a table in a format of its own": ("normalizer", {"type": "Precompiled", "precompiled_charsmap": ""}),
-}
-
-
-@pytest.mark.parametrize("reason", TOKENIZERS)
-def test_a_tokenizer_is_refused_for(reason, tiny_tokenizer, tmp_path):
-    content = json.loads((tiny_tokenizer / "tokenizer.json").read_text())
-    key, component = TOKENIZERS[reason]
-    content[key] = component
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(BundleError):
-        Tokenizer(tmp_path / "tokenizer.json")
-
-
-def test_a_tokenizer_that_drops_merges_by_chance_is_refused(tiny_tokenizer, tmp_path):
-    content = json.loads((tiny_tokenizer / "tokenizer.json").read_text())
-    content["model"]["dropout"] = 0.5
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(BundleError, match="fixed byte pairs"):
-        Tokenizer(tmp_path / "tokenizer.json")
-
-
-def test_a_prompt_of_megabytes_is_refused_before_it_is_tokenised(tiny_tokenizer, figure):
-    tokenizer = Tokenizer(shutil.copy(tiny_tokenizer / "tokenizer.json", tiny_tokenizer / "copy.json"))
-    rules = PromptRules.derive(tokenizer)
-    prompt, fastest = "a" * 10_000_000, 1.0
-    for _ in range(20):
-        start = time.perf_counter()
-        with pytest.raises(UsageError, match="10000000 characters"):
-            rules.instruct(tokenizer, prompt)
-        fastest = min(fastest, time.perf_counter() - start)
-    figure(19, f"a prompt of 10 MB is refused in {1e6 * fastest:.0f} us, before any tokenising")
 
 
 def recipe_picture(path, text):
