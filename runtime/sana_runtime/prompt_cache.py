@@ -2,7 +2,8 @@
 
 The folder is the user's alone. An entry is a .npy file with 32 bytes after it: the SHA-256 of its name and its content.
 One that is damaged, cut short, renamed or another user's is not used, and made again. Its name is a hash of everything
-that the numbers depend on: the bundle's text parts, the prompt's tokens, who computes them, and where.
+that the numbers depend on: the bundle's text parts, the prompt's tokens, who computes them, and where. The parts count
+by their own bytes and files, whatever the bundle says of them, or one could have its numbers kept under another's name.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from sana_runtime.bundle import Bundle
+from sana_runtime.compiled_models import origin
 from sana_runtime.errors import BackendError, MemoryLimitError
 from sana_runtime.private_files import make_private, open_private, replace_private
 from sana_runtime.session import Device
@@ -48,16 +50,13 @@ def prompt_folder() -> Path:
 
 
 def text_source(bundle: Bundle, devices: Mapping[str, Device], threads: int) -> str:
-    """A hash of all that a prompt's numbers depend on but the prompt.
-
-    Data files count whole, for whichever part they are: a graph may read any that its bundle declares.
-    """
+    """A hash of all that a prompt's numbers depend on but its tokens."""
     manifest = bundle.manifest
-    counted = [manifest.parts[part].file for part in TEXT_PARTS]
-    counted += [name for name in manifest.files if name.endswith(".data")]
     facts = (
-        [(name, manifest.files[name].sha256) for name in sorted({*counted, "prompt.json", "tokenizer.json"})],
-        [(part, manifest.parts[part].precision, devices[part].value) for part in TEXT_PARTS],
+        [
+            (part, origin(bundle.graph(part)), manifest.parts[part].precision, devices[part].value)
+            for part in TEXT_PARTS
+        ],
         [(engine, _version(engine)) for engine in ("sana-export", *ENGINES)],
         (platform.node(), platform.machine(), threads),
     )

@@ -1,6 +1,7 @@
 """Prompts on disk: what was stored comes back, and nothing else does."""
 
 import os
+import shutil
 import stat
 from dataclasses import replace
 
@@ -122,24 +123,46 @@ def test_a_disk_that_takes_nothing_costs_nothing_but_the_entry(cache, monkeypatc
     assert not list(cache.folder.iterdir())
 
 
-NUMBERS = ("text_encoder.onnx", "text_encoder.data", "caption.onnx", "caption.data", "prompt.json", "tokenizer.json")
+NUMBERS = ("text_encoder.onnx", "text_encoder.data", "caption.onnx", "caption.data")
 
 
-def test_whatever_the_numbers_depend_on_makes_another_source(sealed_bundle):
-    bundle = open_bundle(sealed_bundle)
+def changed(folder, name):
+    """The file with another byte in it, and its old times."""
+    file = folder / name
+    times, content = (file.stat().st_atime_ns, file.stat().st_mtime_ns), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=times)
+
+
+def test_whatever_the_numbers_depend_on_makes_another_source(bundle_folder):
+    bundle = open_bundle(bundle_folder)
     manifest, devices = bundle.manifest, dict.fromkeys(bundle.manifest.parts, Device.CPU)
 
-    def source(threads=0, *, part="caption", device=Device.CPU, precision=None, changed=None):
-        parts, files = dict(manifest.parts), dict(manifest.files)
+    def source(threads=0, *, part="caption", device=Device.CPU, precision=None):
+        parts = dict(manifest.parts)
         parts[part] = replace(parts[part], precision=precision or parts[part].precision)
-        if changed:
-            files[changed] = replace(files[changed], sha256="0" * 64)
-        other = replace(bundle, manifest=replace(manifest, parts=parts, files=files))
+        other = replace(bundle, manifest=replace(manifest, parts=parts))
         return text_source(other, {**devices, part: device}, threads)
 
-    others = [source(changed=name) for name in NUMBERS]
-    others += [source(1), source(device=Device.ONNXRUNTIME), source(precision="fp16")]
+    others = [source(1), source(device=Device.ONNXRUNTIME), source(precision="fp16")]
     others += [source(part="text_encoder", device=Device.ONNXRUNTIME), source(part="text_encoder", precision="fp16")]
-    assert source() == text_source(open_bundle(sealed_bundle), devices, 0)
-    assert len({source(), *others}) == 1 + len(others)
-    assert source(changed="transformer.onnx") == source(part="decoder", device=Device.ONNXRUNTIME) == source()
+    usual = source()
+    assert usual == text_source(open_bundle(bundle_folder), devices, 0) == source(part="decoder", precision="fp16")
+    changed(bundle_folder, "transformer.onnx")
+    assert source() == usual
+    for name in NUMBERS:
+        changed(bundle_folder, name)
+        others.append(source())
+    assert len({usual, *others}) == 1 + len(others)
+
+
+def test_a_bundle_that_says_it_has_anothers_files_has_a_source_of_its_own(bundle_folder, tmp_path):
+    """Nothing of a manifest is checked against the bytes when a bundle is opened, but sizes."""
+    stranger = tmp_path / "stranger"
+    shutil.copytree(bundle_folder, stranger)
+    (stranger / "caption.data").write_bytes(bytes((stranger / "caption.data").stat().st_size))
+    bundles = [open_bundle(folder) for folder in (bundle_folder, stranger)]
+    assert bundles[0].digest == bundles[1].digest
+    devices = dict.fromkeys(bundles[0].manifest.parts, Device.CPU)
+    assert len({text_source(bundle, devices, 0) for bundle in bundles}) == 2
