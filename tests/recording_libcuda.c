@@ -70,18 +70,20 @@ static Result loadModule(void** module, const void* image) {
 static Result function(void** handle, void* module, const char* name) {
     (void)module;
     snprintf(program, sizeof program, "%s", name);
-    *handle = (void*)(strcmp(name, "sum_key_values") == 0 ? 0x3000L : 0x4000L);
+    *handle = (void*)(strcmp(name, "sum_key_values") == 0 ? 0x3000L : strcmp(name, "apply_queries") == 0 ? 0x4000L : 0x8000L);
     return 0;
 }
 
-// Both kernels take three pointers, five 32-bit numbers and two pointers that must be null.
+// The attention's two kernels take three pointers and five 32-bit numbers, the third kernel takes five and four; then
+// come two pointers that must be null.
 static Result launch(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                      unsigned shared, void* stream, void** parameters, void** extra) {
+    int const pointers = handle == (void*)0x8000 ? 5 : 3, all = handle == (void*)0x8000 ? 9 : 8;
     FILE* file = record();
     fprintf(file, "launch %p %u %u %u %u %u %u %u %p", handle, gx, gy, gz, bx, by, bz, shared, stream);
-    for (int i = 0; i < 3; i++) fprintf(file, " %p", *(void**)parameters[i]);
-    for (int i = 3; i < 8; i++) fprintf(file, " %d", *(int*)parameters[i]);
-    for (int i = 8; i < 10; i++) fprintf(file, " %d", *(void**)parameters[i] == NULL);
+    for (int i = 0; i < pointers; i++) fprintf(file, " %p", *(void**)parameters[i]);
+    for (int i = pointers; i < all; i++) fprintf(file, " %d", *(int*)parameters[i]);
+    for (int i = all; i < all + 2; i++) fprintf(file, " %d", *(void**)parameters[i] == NULL);
     fprintf(file, " %d\n", extra == NULL);
     fclose(file);
     return 0;

@@ -1,6 +1,7 @@
 """Change a graph where an architecture or the plugin asks for it, without writing it anew: its weights stay in place.
 
-The attention plugin is given the packed tensor that q, k and v are thirds of, which spares three copies a block.
+The attention plugin is given the packed tensor that q, k and v are thirds of, which spares three copies a block; the
+plugin for the middle of the Mix-FFN takes the place of the nodes that compute it, when it is asked for.
 Turing (compute capability 7.5) has no fp32 matrix products. Linear attention without the plugin gets the body that
 does with fp16 ones, and INT8 products give fp16 sums, whose steps are applied in fp32 afterwards.
 """
@@ -14,6 +15,7 @@ from sana_calibration.quantise import TURING_ROWS, TURING_STEP
 from sana_plugins.custom_op import DOMAIN, NAME, attach, pack, turing_body
 from sana_runtime.errors import BackendError
 
+from sana_export.engines.fused import fuse_mix_ffn
 from sana_export.engines.job import EngineJob
 
 __all__ = ["TURING", "adapted"]
@@ -29,6 +31,9 @@ def adapted(job: EngineJob) -> bytes | None:
         return None
     model = onnx.load(job.graph, load_external_data=False)
     changed = job.plugin and pack(model) > 0
+    if job.fused_mix_ffn and not fuse_mix_ffn(model):
+        raise BackendError(f"{job.part} has no INT8 Mix-FFN that the plugin computes; leave out --fused-mix-ffn")
+    changed = job.fused_mix_ffn or changed
     changed = (turing and _suit_turing(model)) or changed
     content: bytes = model.SerializeToString()
     return content if changed else None

@@ -13,25 +13,36 @@ import torch
 pytest.importorskip("triton")
 from sana_plugins.kernels import linear_attention as kernels
 from sana_plugins.kernels.launch import accumulation, arithmetic
-from sana_plugins.tensorrt.launches import Sizes, launches, thirds, workspace_bytes
+from sana_plugins.tensorrt.attention import ATTENTION, Sizes, attention_launches, thirds, workspace_bytes
+from sana_plugins.tensorrt.mix_ffn import GATED_DEPTHWISE, gate_launches
+from sana_plugins.tensorrt.operators import Memory
 from sana_plugins.tensorrt.shipped import FOLDER, INDEX, PluginError, kernel_for, shipped
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TOLERANCES = {"fp16": 2e-3, "bf16": 1e-2, "fp32": 2e-6}  # of the largest output; one rounding of it at the end
 ADDRESSES = tuple(0x7F0000000000 + 16 * i for i in range(5))  # q, k, v, state, out
+APART = Memory(ADDRESSES[:3], ADDRESSES[4:], ADDRESSES[3])
 STUB = Path(__file__).parents[1] / "recording_libcuda.c"
 DRIVE = """
 from sana_plugins.tensorrt.driver import programs
-from sana_plugins.tensorrt.launches import Sizes, launches
-for _ in range(2):
-    loaded = programs("fp16")
-    for launch in launches(loaded.kernels, Sizes(2, 1025, 36), (16, 32, 48), 64, 80):
+from sana_plugins.tensorrt.operators import Memory
+from sana_plugins.tensorrt.plugin import OPERATORS
+attention, middle = OPERATORS
+runs = ((attention, (2, 1025, 36, 32), Memory((16, 32, 48), (80,), 64)),
+        (middle, (2, 7, 33, 5760), Memory((16, 32, 48), (64, 80))))
+for operator, dims, memory in (*runs, *runs):
+    loaded = programs(operator.kernels, "fp16")
+    for launch in operator.launches(loaded.kernels, dims, 2, memory):
         loaded.start(launch, 0x77)
 """
 
 
+def programs_of(operator, element, capability):
+    return tuple(kernel_for(name, element, capability) for name in operator.kernels)
+
+
 def both(element, capability):
-    return tuple(kernel_for(name, element, capability) for name in ("sum_key_values", "apply_queries"))
+    return programs_of(ATTENTION, element, capability)
 
 
 def interpret(launch, memory, dtype):
@@ -51,10 +62,10 @@ def test_the_launches_compute_linear_attention(tokens, element, capability, exac
     dtype, shape = DTYPES[element], (2, tokens, 3, 32)
     generator = torch.Generator().manual_seed(tokens)
     q, k, v = (torch.randn(shape, generator=generator).to(dtype) for _ in range(3))
-    state = torch.full((workspace_bytes(*shape[:3]) // 4,), torch.nan)
+    state = torch.full((workspace_bytes(shape) // 4,), torch.nan)
     out = torch.full(shape, torch.nan, dtype=dtype)
     memory = dict(zip(ADDRESSES, (q, k, v, state, out), strict=True))
-    for launch in launches(both(element, capability), Sizes(*shape[:3]), ADDRESSES[:3], *ADDRESSES[3:]):
+    for launch in attention_launches(both(element, capability), shape, dtype.itemsize, APART):
         interpret(launch, memory, dtype)
     expected = exact_attention(q, k, v)
     assert (out.double() - expected).abs().max() <= TOLERANCES[element] * expected.abs().max()
@@ -64,14 +75,14 @@ def test_the_launches_compute_linear_attention(tokens, element, capability, exac
 def test_a_packed_tensor_is_read_where_it_lies(tokens, element, exact_attention):
     if not kernels.triton.knobs.runtime.interpret:
         pytest.skip("a GPU is here; the launches run there, in the engines' own tests")
-    dtype, sizes = DTYPES[element], Sizes.of((2, tokens, 3 * 96))
+    dtype, shape = DTYPES[element], (2, tokens, 3 * 96)
     packed = torch.randn(2, tokens, 288, generator=torch.Generator().manual_seed(tokens)).to(dtype)
-    state = torch.full((workspace_bytes(2, tokens, 3) // 4,), torch.nan)
+    state = torch.full((workspace_bytes(shape) // 4,), torch.nan)
     out = torch.full((2, tokens, 96), torch.nan, dtype=dtype)
-    qkv = thirds(4096, sizes, dtype.itemsize)
+    qkv = thirds(4096, Sizes.of(shape), dtype.itemsize)
     views = [packed.view(-1)[(address - 4096) // dtype.itemsize :] for address in qkv]
     memory = dict(zip((*qkv, 16, 32), (*views, state, out), strict=True))
-    for launch in launches(both(element, 86), sizes, qkv, 16, 32):
+    for launch in attention_launches(both(element, 86), shape, dtype.itemsize, Memory((4096,), (32,), 16)):
         interpret(launch, memory, dtype)
     expected = exact_attention(*(third.reshape(2, tokens, 3, 32) for third in packed.chunk(3, dim=2)))
     assert (out.double() - expected.flatten(2)).abs().max() <= TOLERANCES[element] * expected.abs().max()
@@ -80,15 +91,19 @@ def test_a_packed_tensor_is_read_where_it_lies(tokens, element, exact_attention)
 @pytest.mark.parametrize("largest", [1, 127, 1024, 1025, 4096, 16384])
 def test_the_workspace_holds_the_sums_of_every_shorter_sequence(largest):
     for tokens in {*range(1, min(largest, 300)), *range(max(1, largest - 300), largest + 1)}:
-        summing, _ = launches(both("fp16", 80), Sizes(2, tokens, 3), ADDRESSES[:3], *ADDRESSES[3:])
+        summing, _ = attention_launches(both("fp16", 80), (2, tokens, 3, 32), 2, APART)
         pairs, splits, _ = summing.grid
-        assert 4 * pairs * splits * 33 * 32 <= workspace_bytes(2, largest, 3)
+        assert 4 * pairs * splits * 33 * 32 <= workspace_bytes((2, largest, 3, 32))
 
 
 @pytest.mark.parametrize("bad", [8, 0])
 def test_memory_that_the_kernels_would_misread_is_refused(bad):
     with pytest.raises(PluginError, match="aligned to 16 bytes"):
-        launches(both("fp16", 80), Sizes(1, 1, 1), (16, bad, 48), 64, 80)
+        attention_launches(both("fp16", 80), (1, 1, 1, 32), 2, Memory((16, bad, 48), (80,), 64))
+    with pytest.raises(PluginError, match="aligned to 16 bytes"):
+        attention_launches(both("fp16", 80), (1, 1, 1, 32), 2, Memory((16, 32, 48), (80,), bad))
+    with pytest.raises(PluginError, match="aligned to 16 bytes"):
+        gate_launches(programs_of(GATED_DEPTHWISE, "fp16", 80), (1, 1, 1, 32), 2, Memory((16, 32, 48), (64, bad)))
 
 
 def test_a_card_gets_the_newest_program_it_can_run_and_turing_no_bfloat16():
@@ -98,14 +113,24 @@ def test_a_card_gets_the_newest_program_it_can_run_and_turing_no_bfloat16():
         kernel_for("sum_key_values", "bf16", 75)
 
 
-def test_every_program_takes_the_arguments_that_are_passed():
-    parameters, _ = launches(both("fp16", 80), Sizes(1, 1, 1), ADDRESSES[:3], *ADDRESSES[3:])[0].parameters
-    for kernel in shipped():
+@pytest.mark.parametrize(
+    ("operator", "dims", "memory"),
+    [(ATTENTION, (1, 1, 1, 32), APART), (GATED_DEPTHWISE, (1, 1, 1, 32), Memory(ADDRESSES[:3], ADDRESSES[3:]))],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_every_program_takes_the_arguments_that_are_passed(operator, dims, memory):
+    kernels = [kernel for kernel in shipped() if kernel.kernel in operator.kernels]
+    assert {(kernel.element, kernel.target) for kernel in kernels} == {
+        *((element, 80) for element in DTYPES),
+        *((element, 75) for element in ("fp16", "fp32")),
+    }
+    for kernel in kernels:
+        launch = operator.launches((kernel,) * len(operator.kernels), dims, 2, memory)[0]
+        kinds = {"c_void_p": ".u64", "c_int": ".u32"}
         ptx = kernel.ptx.decode()
         header = ptx.split(f".entry {kernel.entry}(")[1].split(")")[0]
         widths = [line.split()[1] for line in header.splitlines() if ".param" in line]
-        assert widths == [".u64"] * 3 + [".u32"] * 5 + [".u64"] * 2
-        assert len(parameters) == len(widths)
+        assert widths == [kinds[kind.__name__] for kind in launch.parameters[1]]
         assert f".target sm_{kernel.target}\n" in ptx and f".reqntid {kernel.threads}" in ptx
         assert ptx.endswith("\0")
 
@@ -149,18 +174,21 @@ def drive(stub, record, capability):
 def test_the_driver_receives_what_the_kernels_expect_and_loads_each_program_once(stub, tmp_path):
     done, lines = drive(stub, tmp_path / "record", 86)
     assert done.returncode == 0, done.stderr
-    loads, starts = lines[:2], lines[2:]
-    assert [line.split()[:2] for line in loads] == [["load", "sm_80"]] * 2
+    loads, starts = [[line for line in lines if line.startswith(what)] for what in ("load", "launch")]
+    assert [line.split()[:2] for line in loads] == [["load", "sm_80"]] * 3
     # handle, grid, block, shared memory, stream | three addresses | tokens, chunk or splits, heads, strides | nulls
     summing = "launch 0x3000 72 5 1 128 1 1 16640 0x77 0x20 0x30 0x40 1025 256 36 1152 1152 1 1 1"
     applying = "launch 0x4000 9 72 1 128 1 1 8192 0x77 0x10 0x40 0x50 1025 5 36 1152 1152 1 1 1"
-    assert starts == [summing, applying] * 2
+    # handle, grid, block, shared memory, stream | five addresses | rows, height, width, h | nulls
+    gate = "launch 0x8000 116 1 1 128 1 1 16 0x77 0x10 0x20 0x30 0x40 0x50 462 7 33 2880 1 1 1"
+    assert starts == [summing, applying, gate] * 2
 
 
 def test_turing_gets_its_own_program(stub, tmp_path):
     done, lines = drive(stub, tmp_path / "record", 75)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[:2] for line in lines[:2]] == [["load", "sm_75"]] * 2
+    loads = [line for line in lines if line.startswith("load")]
+    assert [line.split()[:2] for line in loads] == [["load", "sm_75"]] * 3
 
 
 def test_a_card_older_than_every_program_is_refused_in_one_line(stub, tmp_path):

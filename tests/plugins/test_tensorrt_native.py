@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from sana_plugins.tensorrt.launches import Sizes, launches, thirds, workspace_bytes
+from sana_plugins.tensorrt.attention import ATTENTION, attention_launches, workspace_bytes
+from sana_plugins.tensorrt.operators import Memory
 from sana_plugins.tensorrt.shipped import kernel_for
 
 ROOT = Path(__file__).parents[2]
@@ -50,10 +51,10 @@ def line_of(launch, handle):
 def test_it_starts_what_the_python_plugin_starts(capability, form, built, tmp_path):
     done, lines = drive(built, tmp_path, capability, form=form)
     assert done.returncode == 0, done.stdout
-    kernels = tuple(kernel_for(name, "fp16", capability) for name in ("sum_key_values", "apply_queries"))
-    sizes = Sizes.of((2, 1025, 3 * 1152) if form == "packed" else (2, 1025, 36, 32))
-    qkv = thirds(0x10, sizes, 2) if form == "packed" else (0x10, 0x20, 0x30)
-    expected = launches(kernels, sizes, qkv, 0x40, 0x50)
+    kernels = tuple(kernel_for(name, "fp16", capability) for name in ATTENTION.kernels)
+    dims = (2, 1025, 3 * 1152) if form == "packed" else (2, 1025, 36, 32)
+    inputs = (0x10,) if form == "packed" else (0x10, 0x20, 0x30)
+    expected = attention_launches(kernels, dims, 2, Memory(inputs, (0x50,), 0x40))
     assert lines[:2] == [f"load sm_{kernel.target} {len(kernel.ptx) - 1}" for kernel in kernels]
     assert lines[2:] == [line_of(*pair) for pair in zip(expected, ("0x3000", "0x4000"), strict=True)]
 
@@ -64,7 +65,7 @@ def test_it_names_itself_refuses_other_heads_and_reads_its_own_field(form, built
     named, formats, workspace, fields = done.stdout.splitlines()
     assert named == "1 sana ReluLinearAttention 1"
     assert formats == "1 0"  # heads 32 wide are taken, heads 64 wide are not
-    assert int(workspace) == workspace_bytes(2, 4096, 36)
+    assert int(workspace) == workspace_bytes((2, 4096, 36, 32))
     assert fields == "1 element_type 1"  # fp16, by the library's number
 
 

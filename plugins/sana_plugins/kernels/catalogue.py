@@ -35,7 +35,12 @@ class Variant:
     def name(self) -> str:
         """The kernel's name, element type and, for attention, head width."""
         width = self.constants.get("D")
-        return f"{self.kernel.__name__}_{SHORT[self.dtype]}" + (f"_d{width}" if width else "")
+        return f"{self.kernel.__name__}_{self.element}" + (f"_d{width}" if width else "")
+
+    @property
+    def element(self) -> str:
+        """Triton's name of the element type."""
+        return SHORT[self.dtype]
 
     def constexprs(self, target: int) -> dict[str, Any]:
         """Every compile-time parameter for one target."""
@@ -78,13 +83,15 @@ def projections(dtype: torch.dtype) -> list[Variant]:
     ]
 
 
-def feed_forward(dtype: torch.dtype) -> list[Variant]:
-    """The Mix-FFN's middle, to floats and, from activated tokens, to int8."""
+def feed_forward(dtype: torch.dtype) -> Variant:
+    """The Mix-FFN's middle to floats."""
+    return Variant(mix_ffn.depthwise_gate, mix_ffn.GATE_LAUNCH, dtype, {"ACTIVATED": False})
+
+
+def feed_forward_int8(dtype: torch.dtype) -> Variant:
+    """The Mix-FFN's middle from activated tokens to int8."""
     int8 = {"out_ptr": "i8", "scale_ptr": "fp32"}
-    return [
-        Variant(mix_ffn.depthwise_gate, mix_ffn.GATE_LAUNCH, dtype, {"ACTIVATED": False}),
-        Variant(mix_ffn.depthwise_gate_int8, mix_ffn.GATE_INT8_LAUNCH, dtype, {"ACTIVATED": True}, int8),
-    ]
+    return Variant(mix_ffn.depthwise_gate_int8, mix_ffn.GATE_INT8_LAUNCH, dtype, {"ACTIVATED": True}, int8)
 
 
 def int8_products(dtype: torch.dtype) -> list[Variant]:
@@ -99,7 +106,8 @@ VARIANTS = (
     *(row for width in (16, 32, 64) for row in attention(torch.float16, width)),
     *(row for dtype in (torch.bfloat16, torch.float32) for row in attention(dtype, 32)),
     *projections(torch.float16),
-    *feed_forward(torch.float16),
+    feed_forward(torch.float16),
+    *(feed_forward_int8(dtype) for dtype in SHORT),
     *int8_products(torch.float16),
 )
 """Every kernel in the types a model runs in."""

@@ -13,6 +13,9 @@ __all__ = ["GATE_INT8_LAUNCH", "GATE_LAUNCH", "depthwise_gate", "depthwise_gate_
 
 GATE_LAUNCH = Launch({"BLOCK_T": 8, "BLOCK_C": 64}, warps=4, stages=1)
 GATE_INT8_LAUNCH = Launch({"BLOCK_T": 4, "BLOCK_C": 64}, warps=4, stages=1)
+# The graph's own numbers: its step is that of a token's largest magnitude, and a token of zeros has one, too.
+SMALLEST = tl.constexpr(1e-20)
+ONE_LEVEL = tl.constexpr(1 / 127)
 ROUND = tl.constexpr(
     12582912.0
 )  # 1.5 · 2²³: at this size fp32 holds whole numbers only, so adding it rounds half to even
@@ -105,7 +108,7 @@ def depthwise_gate_int8(
         channels = start + tl.arange(0, BLOCK_C)
         out = gated_tile(x_ptr, weight_ptr, bias_ptr, row, channels, rows, height, width, hidden, ACTIVATED)
         largest = tl.maximum(largest, tl.max(tl.where((channels < hidden)[None, :], tl.abs(out), 0.0), 1))
-    scale = tl.div_rn(tl.maximum(largest, 1e-30), 127.0)  # an all-zero token must not divide by zero
+    scale = tl.maximum(largest, SMALLEST) * ONE_LEVEL
     for start in range(0, hidden, BLOCK_C):
         channels = start + tl.arange(0, BLOCK_C)
         out = gated_tile(x_ptr, weight_ptr, bias_ptr, row, channels, rows, height, width, hidden, ACTIVATED)

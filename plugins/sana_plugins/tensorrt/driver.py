@@ -1,26 +1,23 @@
-"""The CUDA driver, as far as the plugin needs it: load programs and start them."""
+"""The CUDA driver, as far as the plugins need it: load programs and start them."""
 
 from functools import cache
 from typing import Any
 
 from cuda.bindings import driver as cuda
 
-from sana_plugins.tensorrt.launches import Launch
+from sana_plugins.tensorrt.operators import Launch
 from sana_plugins.tensorrt.shipped import PluginError, ShippedKernel, kernel_for
 
 __all__ = ["Programs", "programs"]
 
 
 class Programs:
-    """The two kernels for one element type, loaded into the CUDA context that was current."""
+    """A plugin's kernels for one element type, loaded into the CUDA context that was current."""
 
-    def __init__(self, element: str) -> None:
+    def __init__(self, kernels: tuple[str, ...], element: str) -> None:
         device = _done(cuda.cuCtxGetDevice())
         capability = 10 * _attribute(device, "MAJOR") + _attribute(device, "MINOR")
-        self.kernels = (
-            kernel_for("sum_key_values", element, capability),
-            kernel_for("apply_queries", element, capability),
-        )
+        self.kernels = tuple(kernel_for(kernel, element, capability) for kernel in kernels)
         self._functions = {kernel: _load(kernel) for kernel in self.kernels}
 
     def start(self, launch: Launch, stream: int) -> None:
@@ -31,14 +28,14 @@ class Programs:
         _done(cuda.cuLaunchKernel(function, *launch.grid, *block, kernel.shared, stream, launch.parameters, 0))
 
 
-def programs(element: str) -> Programs:
+def programs(kernels: tuple[str, ...], element: str) -> Programs:
     """The programs for the current context, loaded once: loading is not allowed while a CUDA graph is captured."""
-    return _programs(int(_done(cuda.cuCtxGetCurrent())), element)
+    return _programs(int(_done(cuda.cuCtxGetCurrent())), kernels, element)
 
 
 @cache
-def _programs(_context: int, element: str) -> Programs:
-    return Programs(element)
+def _programs(_context: int, kernels: tuple[str, ...], element: str) -> Programs:
+    return Programs(kernels, element)
 
 
 def _load(kernel: ShippedKernel) -> Any:
@@ -55,5 +52,5 @@ def _done(answer: tuple[Any, ...]) -> Any:
     """What a call returned besides its status, which must say that it succeeded."""
     status, *results = answer
     if status != cuda.CUresult.CUDA_SUCCESS:
-        raise PluginError(f"the CUDA driver refused the attention plugin's call ({status.name}); update the driver")
+        raise PluginError(f"the CUDA driver refused the plugin's call ({status.name}); update the driver")
     return results[0] if results else None

@@ -1,8 +1,7 @@
-"""`sana::ReluLinearAttention` for the library that is handed in: TensorRT-RTX or TensorRT, whose interfaces agree.
+"""Our operators as plugins of the library that is handed in: TensorRT-RTX or TensorRT, whose interfaces agree.
 
-TensorRT-RTX documents no plugins, but its parser takes those of this kind; the operator's own body in the model stays
-the way without them. The plugin takes q, k and v, or the one tensor that they lie in side by side, which spares the
-engine three copies.
+TensorRT-RTX documents no plugins, but its parser takes those of this kind; an operator's own body in the model, or the
+graph without the operator, stays the way without them.
 """
 
 import importlib
@@ -12,22 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from sana_plugins.tensorrt.launches import Sizes, launches, thirds, workspace_bytes
-from sana_plugins.tensorrt.shipped import HEAD_DIM, PluginError, shipped
+from sana_plugins.tensorrt.attention import ATTENTION
+from sana_plugins.tensorrt.mix_ffn import GATED_DEPTHWISE
+from sana_plugins.tensorrt.operators import ELEMENT, Memory, Operator
+from sana_plugins.tensorrt.shipped import PluginError, shipped
 
-__all__ = ["NAME", "NAMESPACE", "VERSION", "register"]
+__all__ = ["NAMESPACE", "OPERATORS", "VERSION", "register"]
 
-NAMESPACE, NAME, VERSION = "sana", "ReluLinearAttention", "1"
+NAMESPACE, VERSION = "sana", "1"
+OPERATORS = (ATTENTION, GATED_DEPTHWISE)
 ELEMENTS = {"HALF": "fp16", "BF16": "bf16", "FLOAT": "fp32"}
 BYTES = {"HALF": 2, "BF16": 2, "FLOAT": 4}
-FIELD = "element_type"  # the one thing a plan holds of the plugin: the library's number of the element type
+FIELD = "element_type"  # the one thing a plan holds of a plugin: the library's number of its inputs' type
 
 _registered: dict[str, Any] = {}  # registries do not own what Python hands them
 _alive: list[Any] = []  # nor do engines: a plugin that Python frees is used afterwards all the same
 
 
 def register(trt: Any, *, parsing: bool = True) -> None:
-    """Make the plugin known to `trt`, the module `tensorrt_rtx` or `tensorrt`; once more changes nothing.
+    """Make the plugins known to `trt`, the module `tensorrt_rtx` or `tensorrt`; once more changes nothing.
 
     `parsing` also prepares the ONNX parser, which otherwise ends the process at the first plugin; to load an engine
     that is built already it is not needed.
@@ -37,60 +39,62 @@ def register(trt: Any, *, parsing: bool = True) -> None:
         _name_the_library(trt)
     if trt.__name__ in _registered:
         return
-    creator = _creator(trt)
+    _registered[trt.__name__] = [_registered_creator(trt, operator) for operator in OPERATORS]
+
+
+def _registered_creator(trt: Any, operator: Operator) -> Any:
+    creator = _creator(trt, operator)
     if not trt.get_plugin_registry().register_creator(creator, NAMESPACE):
-        raise PluginError(f"{trt.__name__} {trt.__version__} does not register the attention plugin; build without it")
-    _registered[trt.__name__] = creator
+        raise PluginError(
+            f"{trt.__name__} {trt.__version__} does not register the plugin {operator.name}; build with --no-plugin"
+        )
+    return creator
 
 
-class _Attention:
-    """What the plugin does; the library's interfaces are mixed in by `_creator`."""
+class _Plugin:
+    """What a plugin does; the library's interfaces are mixed in by `_creator`."""
 
     trt: Any
     interfaces: tuple[Any, ...]
+    operator: Operator
 
     def __init__(self, element_type: int | None = None) -> None:
         for interface in self.interfaces:
             interface.__init__(self)
-        self.plugin_namespace, self.plugin_name, self.plugin_version = NAMESPACE, NAME, VERSION
-        self.num_outputs = 1
+        self.plugin_namespace, self.plugin_name, self.plugin_version = NAMESPACE, self.operator.name, VERSION
+        self.num_outputs = len(self.operator.outputs)
         self.element_type = element_type
         _alive.append(self)
 
-    def clone(self) -> "_Attention":
+    def clone(self) -> "_Plugin":
         return type(self)(self.element_type)
 
-    def get_capability_interface(self, _kind: Any) -> "_Attention":
+    def get_capability_interface(self, _kind: Any) -> "_Plugin":
         return self
 
     def get_output_data_types(self, inputs: list[Any]) -> list[Any]:
-        return [inputs[0]]
+        return [self._type_of(output, inputs[0]) for output in self.operator.outputs]
 
     def get_output_shapes(self, inputs: list[Any], _shapes: list[Any], builder: Any) -> list[Any]:
-        shape = self.trt.DimsExprs(inputs[0])
-        if len(inputs) == 1:
-            third = self.trt.DimensionOperation.FLOOR_DIV
-            shape[2] = builder.operation(third, inputs[0][2], builder.constant(3))
-        return [shape]
+        known = [list(dims) for dims in inputs]
+        return [self.trt.DimsExprs(dims) for dims in self.operator.shapes(known, _Expressions(self.trt, builder))]
 
     def supports_format_combination(self, position: int, tensors: list[Any], inputs: int) -> bool:
-        """All have one type and lie in one piece, and heads are of the width that has kernels."""
+        """Every tensor lies in one piece; inputs have one type of those with kernels."""
         here, first = tensors[position].desc, tensors[0].desc
-        rank, multiple = (3, (3 if position == 0 else 1) * HEAD_DIM) if inputs == 1 else (4, HEAD_DIM)
+        kind = ELEMENT if position < inputs else self.operator.outputs[position - inputs]
         return bool(
             here.format == self.trt.TensorFormat.LINEAR
-            and here.type == first.type
-            and here.type.name in ELEMENTS
-            and len(here.dims) == rank
-            and (here.dims[-1] == -1 or (here.dims[-1] % multiple == 0 and (rank == 3 or here.dims[-1] == HEAD_DIM)))
+            and first.type.name in ELEMENTS
+            and here.type == self._type_of(kind, first.type)
+            and self.operator.fits(position, tuple(here.dims), inputs)
         )
 
     def configure_plugin(self, inputs: list[Any], _outputs: list[Any]) -> None:
         self.element_type = inputs[0].desc.type.value
 
     def get_workspace_size(self, inputs: list[Any], _outputs: list[Any]) -> int:
-        most = Sizes.of(tuple(inputs[0].max))
-        return workspace_bytes(most.batch, most.tokens, most.heads)
+        return self.operator.workspace(tuple(inputs[0].max))
 
     def get_valid_tactics(self) -> list[int]:
         return []
@@ -102,7 +106,7 @@ class _Attention:
         value = np.array([-1 if self.element_type is None else self.element_type], np.int32)
         return self.trt.PluginFieldCollection([self.trt.PluginField(FIELD, value, self.trt.PluginFieldType.INT32)])
 
-    def attach_to_context(self, _context: Any) -> "_Attention":
+    def attach_to_context(self, _context: Any) -> "_Plugin":
         """A copy with its programs loaded, so that nothing is loaded while a CUDA graph is captured."""
         attached = self.clone()
         if self.element_type is not None:
@@ -113,18 +117,36 @@ class _Attention:
         self._programs(inputs[0].type)
 
     def enqueue(self, inputs: list[Any], _outputs: list[Any], *memory: Any) -> None:
-        """Both launches; `memory` is the inputs' and outputs' addresses, the workspace and the stream."""
-        given, (out,), state, stream = memory
-        element_type, sizes = inputs[0].type, Sizes.of(tuple(inputs[0].dims))
-        q, k, v = thirds(given[0], sizes, BYTES[element_type.name]) if sizes.packed else given
-        programs = self._programs(element_type)
-        for launch in launches(programs.kernels, sizes, (q, k, v), state, out):
+        """Every launch; `memory` is the inputs' and outputs' addresses, the workspace and the stream."""
+        given, made, workspace, stream = memory
+        first, programs = inputs[0], self._programs(inputs[0].type)
+        lies = Memory(tuple(given), tuple(made), workspace)
+        for launch in self.operator.launches(programs.kernels, tuple(first.dims), BYTES[first.type.name], lies):
             programs.start(launch, stream)
 
     def _programs(self, element_type: Any) -> Any:
         from sana_plugins.tensorrt.driver import programs  # building needs no driver
 
-        return programs(ELEMENTS[element_type.name])
+        return programs(self.operator.kernels, ELEMENTS[element_type.name])
+
+    def _type_of(self, kind: str, element_type: Any) -> Any:
+        return element_type if kind == ELEMENT else getattr(self.trt.DataType, kind)
+
+
+class _Expressions:
+    """Sizes that the library computes when it knows those of the inputs."""
+
+    def __init__(self, trt: Any, builder: Any) -> None:
+        self._operations, self._builder = trt.DimensionOperation, builder
+
+    def constant(self, number: int) -> Any:
+        return self._builder.constant(number)
+
+    def times(self, a: Any, b: Any) -> Any:
+        return self._builder.operation(self._operations.PROD, a, b)
+
+    def part(self, a: Any, count: int) -> Any:
+        return self._builder.operation(self._operations.FLOOR_DIV, a, self._builder.constant(count))
 
 
 class _Creator:
@@ -132,26 +154,27 @@ class _Creator:
 
     trt: Any
     interfaces: tuple[Any, ...]
-    plugin: type[_Attention]
+    plugin: type[_Plugin]
 
     def __init__(self) -> None:
         for interface in self.interfaces:
             interface.__init__(self)
-        self.name, self.plugin_namespace, self.plugin_version = NAME, NAMESPACE, VERSION
+        self.name, self.plugin_namespace, self.plugin_version = self.plugin.operator.name, NAMESPACE, VERSION
         self.field_names = self.trt.PluginFieldCollection([])
 
-    def create_plugin(self, _name: str, fields: Any, _phase: Any) -> _Attention:
+    def create_plugin(self, _name: str, fields: Any, _phase: Any) -> _Plugin:
         held = {field.name: int(np.asarray(field.data).flat[0]) for field in fields if field.name == FIELD}
         return self.plugin(held.get(FIELD))
 
 
-def _creator(trt: Any) -> Any:
-    """The creator for this library: what the two classes do, on its interfaces."""
+def _creator(trt: Any, operator: Operator) -> Any:
+    """The creator of one plugin for this library: what the two classes do, on its interfaces."""
     parts = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
-    plugin = type("ReluLinearAttention", (_Attention, *parts), {"trt": trt, "interfaces": parts})
+    members = {"trt": trt, "interfaces": parts, "operator": operator}
+    plugin = type(operator.name, (_Plugin, *parts), members)
     maker = (trt.IPluginCreatorV3One,)
     members = {"trt": trt, "interfaces": maker, "plugin": plugin}
-    return type("ReluLinearAttentionCreator", (_Creator, *maker), members)()
+    return type(f"{operator.name}Creator", (_Creator, *maker), members)()
 
 
 def _name_the_library(trt: Any) -> None:

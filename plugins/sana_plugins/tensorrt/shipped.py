@@ -1,4 +1,4 @@
-"""The forward kernels as this package ships them: PTX files, and what a host must know to launch each."""
+"""The kernels of the plugins as this package ships them: PTX files, and what a host must know to launch each."""
 
 import json
 from dataclasses import dataclass
