@@ -7,6 +7,7 @@ old one is first moved to `.NAME.previous`; readers find it there through `resid
 
 import ctypes
 import errno
+import json
 import os
 import re
 import shutil
@@ -19,10 +20,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sana_runtime.errors import BusyError, MemoryLimitError, UsageError
+from sana_runtime.names import FILE
+from sana_runtime.rules import shown
 
 __all__ = ["publishing", "resident"]
 
-MARKER = "manifest.json"  # only a folder that holds this is ever replaced
+MARKER = "manifest.json"  # only a folder that holds this, and nothing that no bundle holds, is ever replaced
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if hasattr(errno, "EDQUOT") else (errno.ENOSPC, errno.EFBIG)
 
 
@@ -106,9 +109,29 @@ def _usable(target: Path) -> Path:
         raise UsageError(f"{target.parent}: no such folder; make it first, or choose another place")
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file; choose the name of a folder")
-    if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
-        raise UsageError(f"{target} holds other things than a bundle; choose a new folder")
+    if target.is_dir() and (stranger := _stranger(target)):
+        raise UsageError(f"{target} holds other things than a bundle ({shown(stranger)}); choose a new folder")
     return target
+
+
+def _stranger(folder: Path) -> str:
+    """The name of something in the folder that is no bundle's, and would be lost; empty when there is nothing."""
+    if _is_foreign(folder / MARKER):
+        return next((path.name for path in folder.iterdir()), "")
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(folder).as_posix() for path in files)
+    return next((name for name in names if name != MARKER and FILE.complaint(name)), "")
+
+
+def _is_foreign(manifest: Path) -> bool:
+    """Whether this is no manifest of ours, absent or another program's; a damaged one may have been ours."""
+    try:
+        content = json.loads(manifest.read_bytes())
+    except FileNotFoundError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "parts" not in content
 
 
 def _sweep(target: Path) -> None:

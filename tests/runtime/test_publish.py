@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,6 +228,39 @@ def test_what_is_not_a_bundle_is_never_replaced(tmp_path):
     assert [path.name for path in home.iterdir()] == ["thesis.txt"]
 
 
+OTHERS = {
+    "a picture that was painted into a bundle": ("holiday.png", None),
+    "notes in a folder of one's own": ("notes/thesis.txt", None),
+    "a link": ("latest", None),
+    "the program beside a manifest of the web's": ("app.js", '{"name": "app", "start_url": "/"}'),
+    "the texts beside one": ("words.json", '{"name": "app", "start_url": "/"}'),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_folder_with_a_manifest_and_other_things_is_not_replaced(what, tmp_path):
+    name, manifest = OTHERS[what]
+    target = tmp_path / "bundle"
+    with publishing(target) as stage:
+        write(stage, "1")
+    if manifest is not None:
+        (target / "manifest.json").write_text(manifest)
+    (target / name).parent.mkdir(exist_ok=True)
+    (target / name).symlink_to("elsewhere") if what == "a link" else (target / name).write_text("years of work")
+    with pytest.raises(UsageError, match="other things than a bundle"), publishing(target) as stage:
+        write(stage, "2")
+    assert os.path.lexists(target / name) and (target / "0.data").read_text() == "1"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1, 2]"])
+def test_a_damaged_bundle_may_be_replaced(damage, sealed_bundle, tmp_path):
+    shutil.copytree(sealed_bundle, tmp_path / "bundle")
+    (tmp_path / "bundle/manifest.json").write_text(damage)
+    with publishing(tmp_path / "bundle") as stage:
+        write(stage, "2")
+    assert (tmp_path / "bundle/manifest.json").read_text() == "2"
+
+
 def test_an_empty_folder_may_be_published_into(tmp_path):
     (tmp_path / "bundle").mkdir()
     with publishing(tmp_path / "bundle") as stage:
@@ -255,8 +289,6 @@ def test_a_neighbour_with_a_similar_name_is_left_alone(tmp_path):
 
 
 def test_a_bundle_between_the_two_renames_still_opens_and_is_put_back(sealed_bundle, tmp_path):
-    import shutil
-
     from sana_runtime.bundle import open_bundle
 
     target = tmp_path / "bundle"
