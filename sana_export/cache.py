@@ -48,6 +48,7 @@ def render(kept: list[tuple[str, int]], built: list[dict[str, Any]], encoded: in
     for entry in built:
         capabilities = ", ".join(f"{one / 10}" for one in entry["capabilities"])
         form = ", plugin" if entry["plugin"] else ""
+        form += ", fused Mix-FFN" if entry["fused_mix_ffn"] else ""
         form += f", sizes {entry['sizes']}" if entry["sizes"] != ALL_SIZES else ""
         form += ", weights streamed" if entry["streams"] else ""
         lines.append(

@@ -37,7 +37,7 @@ class Build:
 
 
 def build_all(jobs: list[Job], *, plugin: bool = False) -> list[Build]:
-    """Build every job, with the attention plugin or without, or skip the test where TensorRT-RTX is not installed."""
+    """Build every job, with the plugins or without, or skip the test where TensorRT-RTX is not installed."""
     if find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt-rtx is not installed; pip install sana-export[rtx]")
     done = subprocess.run(
@@ -53,27 +53,19 @@ def build_all(jobs: list[Job], *, plugin: bool = False) -> list[Build]:
 
 def _serve() -> None:
     import tensorrt_rtx as trt
+    from sana_runtime.engine_library import error_log
 
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                self.errors.append(message)
-
-    log = Log()
+    log = error_log(trt)
     if "plugin" in sys.argv:
         from sana_plugins.tensorrt.plugin import register
 
         register(trt)
     for job in json.load(sys.stdin):
-        log.errors.clear()
+        log.lines.clear()
         engine, layers = _build(trt, log, Job(**job))
         if engine and job["engine"]:
             Path(job["engine"]).write_bytes(engine)
-        print(json.dumps(asdict(Build(engine.nbytes if engine else 0, log.errors, layers))), flush=True)
+        print(json.dumps(asdict(Build(engine.nbytes if engine else 0, log.lines, layers))), flush=True)
 
 
 def _build(trt: Any, log: Any, job: Job) -> tuple[Any, dict[str, int]]:

@@ -51,9 +51,10 @@ class EngineKey:
     capabilities: tuple[int, ...]  # compute capabilities that it runs on, such as (86, 89, 120)
     precision: str  # the part's, as the manifest names it
     profile: str  # `profile_digest` of its shapes
-    plugin: bool  # whether it needs the attention plugin
+    plugin: bool  # whether its attention is a plugin
     sizes: str = ALL_SIZES  # of pictures: all that the bundle allows, or a `Span`, in words
     streams: bool = False  # whether weights may stay off the card, and come when they are needed
+    fused_mix_ffn: bool = False  # whether the middle of its Mix-FFN is a plugin, too
 
     def serves(self, wanted: "EngineKey") -> bool:
         """Whether an engine with this key is one for `wanted`: the same, on at least its capabilities."""

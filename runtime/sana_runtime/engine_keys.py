@@ -1,11 +1,13 @@
 """What the engine of a bundle's part is kept under: builder and runtime must agree on it."""
 
+from dataclasses import replace
+
 from sana_runtime.bundle import Bundle
 from sana_runtime.engine_cache import ALL_SIZES, EngineKey, graph_digest
 from sana_runtime.engine_shapes import Span, engine_signature, has_sizes, profile_digest
 from sana_runtime.onnx_operators import operators
 
-__all__ = ["engine_files", "engine_key"]
+__all__ = ["engine_files", "engine_key", "fused"]
 
 ATTENTION = "ReluLinearAttention"  # the operator that the plugin computes
 
@@ -39,3 +41,9 @@ def engine_key(
         plugin=plugin and bool(operators(bundle.graph(part))[ATTENTION]),
         sizes=str(span) if span and has_sizes(described.signature) else ALL_SIZES,
     )
+
+
+def fused(key: EngineKey) -> EngineKey:
+    """The key of the same engine with the Mix-FFN's middle as a plugin; the key itself where there can be none."""
+    can_be = key.plugin and key.part == "transformer" and key.precision == "int8"
+    return replace(key, fused_mix_ffn=True) if can_be else key

@@ -14,7 +14,7 @@ from typing import Any
 from sana_runtime.errors import BackendError, MemoryLimitError, SanaError
 from sana_runtime.session import Device
 
-__all__ = ["PLUGINS", "EngineLibrary", "LoadedEngine", "library_for"]
+__all__ = ["PLUGINS", "EngineLibrary", "LoadedEngine", "error_log", "library_for"]
 
 PLUGINS = "sana_runtime.engine_plugins"  # entry points: functions that register a plugin with the module they are given
 HEADER = 64
@@ -52,7 +52,7 @@ class EngineLibrary:
     def __init__(self, module: Any, title: str) -> None:
         self.module = module
         self.title = title
-        self._log = _logger(module)
+        self._log = error_log(module)
         self._runtime: Any | None = None
 
     def load(self, plan: bytes, jit_cache: bytes | None = None) -> LoadedEngine:
@@ -161,7 +161,9 @@ def library_for(device: Device) -> EngineLibrary:
     return EngineLibrary(module, TITLES[device])
 
 
-def _logger(module: Any) -> Any:
+def error_log(module: Any) -> Any:
+    """A logger of the library `module` that keeps the errors, in `lines`; the first of a process is its only one."""
+
     class Log(module.ILogger):  # type: ignore[misc]
         """Keeps what went wrong."""
 

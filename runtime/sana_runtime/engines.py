@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sana_runtime.bundle import Bundle
 from sana_runtime.engine_cache import ALL_SIZES, EngineCache, EngineEntry, EngineKey
-from sana_runtime.engine_keys import engine_key
+from sana_runtime.engine_keys import engine_key, fused
 from sana_runtime.engine_library import MODULES, library_for
 from sana_runtime.engine_session import EngineSession
 from sana_runtime.engine_shapes import Span, has_sizes
@@ -103,7 +103,7 @@ def _keys(bundle: Bundle, part: str, device: Device, span: Span | None) -> Itera
     capability = card_capability(device)
     library = MODULES[device], _version(device)
     keys = [engine_key(bundle, part, library, (capability,), plugin=plugin, span=span) for plugin in (True, False)]
-    plain = dict.fromkeys(keys)  # a part without linear attention has one
+    plain = dict.fromkeys([*map(fused, keys), *keys])  # a part without linear attention has one
     yield from (replace(key, streams=True) for key in plain)  # who asked for one has too little memory for the others
     yield from plain
 

@@ -32,6 +32,7 @@ def _capabilities(ctx: click.Context, param: click.Parameter, value: str | None)
     show_default=True,
     help="Of pictures: 1024 for the formats of about as many pixels as that square, or some, as 1024x1024,1216x832.",
 )
+@click.option("--fused-mix-ffn", is_flag=True, help="Also the middle of an INT8 Mix-FFN in our kernel; not measured.")
 @click.option("--stream-weights", is_flag=True, help="Let weights that the card has no room for stay off it.")
 @click.option("--part", "parts", multiple=True, help="Only this part; may be given more than once.")
 @json_option
@@ -52,7 +53,13 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
         capabilities, opened = capabilities_for(library, options["sm"]), open_bundle(bundle)
         span = span_of(options["sizes"], opened.manifest)
         request = EngineRequest(
-            capabilities, library, options["plugin"], options["parts"], span, options["stream_weights"]
+            capabilities,
+            library,
+            plugin=options["plugin"],
+            parts=options["parts"],
+            span=span,
+            streams=options["stream_weights"],
+            fused_mix_ffn=options["fused_mix_ffn"],
         )
         outcomes = build_engines(opened, request, EngineCache(note=reporter.note), engine_progress(reporter))
     described = describe_outcomes(outcomes)

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from sana_runtime.bundle import Bundle
 from sana_runtime.engine_cache import EngineCache, EngineKey
-from sana_runtime.engine_keys import engine_files, engine_key
+from sana_runtime.engine_keys import engine_files, engine_key, fused
 from sana_runtime.engine_shapes import Span, engine_signature
 from sana_runtime.errors import BackendError, BundleError, BusyError, MemoryLimitError, UsageError
 from sana_runtime.publish import FULL
@@ -39,6 +39,7 @@ class EngineRequest:
     parts: tuple[str, ...] = ()  # all that the bundle has, when empty
     span: Span | None = None  # of the pictures; all that the bundle paints, when None
     streams: bool = False  # whether weights may stay off the card
+    fused_mix_ffn: bool = False  # whether the middle of an INT8 Mix-FFN is a plugin, too
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _keys(bundle: Bundle, request: EngineRequest) -> list[EngineKey]:
     if missing:
         raise UsageError(f"{bundle.path} has no part {missing[0]}; it has {', '.join(bundle.manifest.parts)}")
     library = (request.library.value, version_of(request.library))
-    return [
+    keys = [
         replace(
             engine_key(bundle, part, library, together, plugin=request.plugin, span=request.span),
             streams=request.streams,
@@ -87,6 +88,14 @@ def _keys(bundle: Bundle, request: EngineRequest) -> list[EngineKey]:
         for part in parts
         for together in _groups(request)
     ]
+    return _fused(keys) if request.fused_mix_ffn else keys
+
+
+def _fused(keys: list[EngineKey]) -> list[EngineKey]:
+    changed = [fused(key) for key in keys]
+    if changed == keys:
+        raise UsageError("--fused-mix-ffn needs an INT8 transformer, and the plugin; build without it")
+    return changed
 
 
 def _groups(request: EngineRequest) -> Iterator[tuple[int, ...]]:
@@ -133,6 +142,7 @@ def _built(
             library=Library(key.library),
             plugin=key.plugin,
             streams=key.streams,
+            fused_mix_ffn=key.fused_mix_ffn,
         )
         built = build_engine(job, on_progress)
         with (

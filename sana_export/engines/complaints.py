@@ -24,7 +24,7 @@ MEANINGS: tuple[tuple[str, str], ...] = (
         r"Cannot compile for target\(s\) (?P<targets>[\w, ]+?), because .*datatypes: (?P<types>[\w, ]+)",
         f"{{targets}} cannot compute in {{types}}; leave it out of --sm, choose another precision, or {ELSEWHERE}",
     ),
-    (r"Plugin not found|PLUGIN_V3|createPlugin", "the attention plugin was refused; build with --no-plugin"),
+    (r"Plugin not found|PLUGIN_V3|createPlugin", "a plugin was refused; build with --no-plugin"),
     (
         r"UNSUPPORTED_NODE|No importer|not supported by the parser",
         f"the graph has an operation that {{library}} does not know ({{line}}); {ELSEWHERE}",

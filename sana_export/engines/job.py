@@ -24,7 +24,7 @@ class EngineJob:
     library: Library = Library.RTX
     plugin: bool = True
     streams: bool = False  # whether weights may stay off the card
-    fused_mix_ffn: bool = False  # whether the middle of the Mix-FFN is a plugin, too
+    fused_mix_ffn: bool = False  # whether, besides the attention, the middle of the Mix-FFN is a plugin
 
     def to_json(self) -> str:
         """One line of text."""

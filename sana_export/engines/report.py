@@ -32,6 +32,7 @@ def describe_outcomes(outcomes: Sequence[EngineOutcome]) -> list[dict[str, Any]]
             "plugin": outcome.key.plugin,
             "sizes": outcome.key.sizes,
             "streams": outcome.key.streams,
+            "fused_mix_ffn": outcome.key.fused_mix_ffn,
             "engine": str(outcome.path) if outcome.path else None,
             "bytes": outcome.path.stat().st_size if outcome.path else 0,
             "seconds": round(outcome.built.seconds, 1) if outcome.built else None,
@@ -51,7 +52,8 @@ def _outcome_line(entry: dict[str, Any]) -> str:
     if entry["refusal"]:
         return f"not built: {entry['refusal']}"
     capabilities = ", ".join(f"{one / 10}" for one in entry["capabilities"])
-    form = ", with the attention plugin" if entry["plugin"] else ""
+    form = ", attention in our kernels" if entry["plugin"] else ""
+    form += ", and the middle of the Mix-FFN" if entry["fused_mix_ffn"] else ""
     form += f", sizes {entry['sizes']}" if entry["sizes"] != ALL_SIZES else ""
     form += ", weights streamed" if entry["streams"] else ""
     head = f"{entry['part']:<14}{entry['precision']} for {capabilities}{form}: {entry['bytes'] / 1e6:.1f} MB"

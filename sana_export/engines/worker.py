@@ -15,6 +15,7 @@ import time
 import traceback
 from typing import Any
 
+from sana_runtime.engine_library import error_log
 from sana_runtime.errors import SanaError
 
 from sana_export.engines.adapt import adapted
@@ -46,12 +47,12 @@ def main() -> None:
 def _serve(job: EngineJob, cancelled: threading.Event) -> None:
     began = time.monotonic()
     trt = load_library(job.library)
-    log = _logger(trt)
+    log = error_log(trt)
     engine = _built(trt, log, job, cancelled)
     if cancelled.is_set():
         os._exit(INTERRUPTED)
     if engine is None:
-        _say(event="failed", errors=log.errors)
+        _say(event="failed", errors=log.lines)
         return
     with job.output.open("xb") as file:
         file.write(engine)
@@ -71,7 +72,7 @@ def _built(trt: Any, log: Any, job: EngineJob, cancelled: threading.Event) -> An
     model = adapted(job)
     read = parser.parse_from_file(str(job.graph)) if model is None else parser.parse(model, str(job.graph))
     if not read:
-        log.errors.extend(parser.get_error(i).desc() for i in range(parser.num_errors))
+        log.lines.extend(parser.get_error(i).desc() for i in range(parser.num_errors))
         return None
     settings = _settings(trt, builder, job)
     settings.progress_monitor = monitor = _monitor(trt, cancelled)
@@ -101,21 +102,6 @@ def _settings(trt: Any, builder: Any, job: EngineJob) -> Any:
         profile.set_shape(name, *shapes)
     settings.add_optimization_profile(profile)
     return settings
-
-
-def _logger(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps what went wrong."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                self.errors.append(message)
-
-    return Log()
 
 
 def _monitor(trt: Any, cancelled: threading.Event) -> Any:

@@ -60,10 +60,10 @@ def graphs(random_model, export, tmp_path_factory):
 def job(graphs, tmp_path_factory):
     """A function that says how an engine is built."""
 
-    def described(form, capabilities, plugin):
+    def described(form, capabilities, plugin, fused=False):
         output = tmp_path_factory.mktemp("engine") / "transformer.engine"
-        profiles = graphs.signature.profiles()
-        return EngineJob("transformer", graphs.paths[form], output, profiles, capabilities, plugin=plugin)
+        profiles, kernels = graphs.signature.profiles(), {"plugin": plugin, "fused_mix_ffn": fused}
+        return EngineJob("transformer", graphs.paths[form], output, profiles, capabilities, **kernels)
 
     return described
 
@@ -73,8 +73,8 @@ def plan(job):
     """A function that builds an engine, once, and reads its plan."""
 
     @cache
-    def read(form, capabilities, plugin):
-        built = build_engine(job(form, capabilities, plugin))
+    def read(form, capabilities, plugin, fused=False):
+        built = build_engine(job(form, capabilities, plugin, fused))
         assert built.bytes == built.path.stat().st_size
         return read_plan(built.path.read_bytes())
 
@@ -119,12 +119,33 @@ def test_int8_costs_at_most_one_kernel_for_each_product(plan, graphs):
 
 
 @needs_library
+@pytest.mark.parametrize("capabilities", [AMPERE_ON, TURING])
+def test_fused_every_mix_ffn_has_a_plugin_between_int8_products_and_a_kernel_less(capabilities, plan, graphs):
+    fused, apart = plan("int8", capabilities, True, True), plan("int8", capabilities, True)
+    added = [one for one in fused.plugins if one.layers[0].endswith(".GatedDepthwiseInt8")]
+    assert [one.layers[0] for one in added] == [f"blocks.{i}.feed_forward.GatedDepthwiseInt8" for i in range(2)]
+    assert [one.results for one in added] == [("int8", "float")] * 2
+    assert len(fused.plugins) == len(apart.plugins) + 2
+    assert len(fused.operations) == len(apart.operations) - 2
+    assert not [one.name for one in fused.operations if one.kind == "corrltn"]  # no convolution is left
+    assert _int8_products(fused) == _int8_products(apart) == graphs.products
+    assert fused.activations <= apart.activations
+
+
+def _int8_products(plan):
+    """Names of the products whose factors are both INT8."""
+    ends, products = ".int8.MatMul", (one for one in plan.products if set(one.operands[:2]) == {"int8"})
+    return {layer.removesuffix(ends) for one in products for layer in one.layers if layer.endswith(ends)}
+
+
+@needs_library
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be asked for fixed addresses")
-def test_two_builds_give_the_same_bytes(job):
+@pytest.mark.parametrize("fused", [False, True])
+def test_two_builds_give_the_same_bytes(fused, job):
     """On a quiet machine the first two do. Under load the library's threads now and then race for memory."""
-    seen = {build_engine(job("int8", AMPERE_ON, True)).path.read_bytes()}
+    seen = {build_engine(job("int8", AMPERE_ON, True, fused)).path.read_bytes()}
     for _ in range(5):
-        again = build_engine(job("int8", AMPERE_ON, True)).path.read_bytes()
+        again = build_engine(job("int8", AMPERE_ON, True, fused)).path.read_bytes()
         assert read_plan(again) == read_plan(next(iter(seen)))
         if again in seen:
             return

@@ -60,6 +60,7 @@ def test_an_engine_comes_back_as_it_was_kept(cache, notes):
         {"plugin": False},
         {"sizes": "512x512 1024x1024 2048x2048"},
         {"streams": True},
+        {"fused_mix_ffn": True},
     ],
     ids=lambda change: next(iter(change)),
 )

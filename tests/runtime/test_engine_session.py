@@ -14,7 +14,7 @@ import pytest
 from sana_runtime import engine_library, engines
 from sana_runtime.bundle import open_bundle
 from sana_runtime.engine_cache import EngineCache
-from sana_runtime.engine_keys import engine_key
+from sana_runtime.engine_keys import engine_key, fused
 from sana_runtime.engine_library import PLUGINS, EngineLibrary
 from sana_runtime.engine_session import EngineSession
 from sana_runtime.engine_shapes import Span
@@ -311,6 +311,21 @@ def test_an_engine_whose_weights_may_stay_off_the_card_comes_before_others(machi
         keep_engine(machine, plugin=True, streams=streams)
     engines.open_engine(machine.bundle, "transformer", Device.RTX)
     assert machine.module.plan[64:] == b"streams"
+
+
+def test_an_engine_with_the_fused_mix_ffn_comes_before_others_and_only_an_int8_transformer_has_one(machine):
+    plain, _ = keep_engine(machine, plugin=True)
+    assert fused(plain) == plain  # this bundle's transformer is float
+    manifest = machine.bundle.manifest
+    rounded = replace(manifest.parts["transformer"], precision="int8")
+    parts = {**manifest.parts, "transformer": rounded}
+    machine.bundle = replace(machine.bundle, manifest=replace(manifest, parts=parts))
+    key, _ = keep_engine(machine, plugin=True)
+    without_plugin, _ = keep_engine(machine, plugin=False)
+    assert fused(without_plugin) == without_plugin
+    machine.cache.store(fused(key), machine.cache.load(key)[:64] + b"fused")
+    engines.open_engine(machine.bundle, "transformer", Device.RTX)
+    assert machine.module.plan[64:] == b"fused"
 
 
 def test_of_engines_for_several_sizes_those_last_asked_for_are_run_as_far_as_every_part_has_one(machine):
