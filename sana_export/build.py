@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from sana_calibration.prompts import read_prompts
 from sana_runtime.bundle import Bundle, open_bundle, seal
-from sana_runtime.errors import MemoryLimitError, UsageError
-from sana_runtime.manifest import MANIFEST, Defaults, GoldenRecord, Manifest, Part
+from sana_runtime.errors import BundleError, MemoryLimitError, UsageError
+from sana_runtime.manifest import Defaults, GoldenRecord, Manifest, Part
 from sana_runtime.names import LICENCES
 from sana_runtime.prompt import PromptRules
 from sana_runtime.publish import publishing
@@ -42,6 +42,7 @@ GOLDEN_STEPS = 8
 
 # A bundle whose pictures are farther from the reference's, in decibels, was not exported as it should be.
 LEAST_PSNR = {Precision.FP32: 50.0, Precision.FP16: 20.0, Precision.BF16: 20.0, Precision.INT8: 20.0}
+UNJUDGED = 10.0  # stands in the golden record until it is known what this precision reaches
 FLOAT_SHARE = 0.75  # of an INT8 build: exporting and checking the float parts that calibration starts from
 
 
@@ -133,9 +134,19 @@ def _write_int8(
     def then(step: BuildStep) -> None:
         on_step(replace(step, fraction=FLOAT_SHARE + (1 - FLOAT_SHARE) * step.fraction))
 
-    if not (work / MANIFEST).is_file():
+    if not _is_finished(work):
         _write_float(checkpoint, terms, Precision.INT8, work, work, first)
     write_int8(open_bundle(work), stage, int8 or Int8Settings(), then)
+
+
+def _is_finished(work: Path) -> bool:
+    """Whether an interrupted build came to the end of its float bundle: sealed, whole, and judged by its pictures."""
+    try:
+        bundle = open_bundle(work)
+        bundle.verify()
+    except BundleError:
+        return False
+    return all(record.least_psnr > UNJUDGED for record in bundle.manifest.golden)
 
 
 def _found(origin: Origin) -> tuple["Checkpoint", Terms]:
@@ -174,6 +185,8 @@ def _work_folder(output: Path, checkpoint: "Checkpoint", precision: Precision, *
         if not keep or old.name != folder.name:
             shutil.rmtree(old)
     folder.mkdir(parents=True, exist_ok=True)
+    for half in folder.glob(".*.partial"):  # of a part, whose file may even be there
+        shutil.rmtree(half)
     return folder
 
 
@@ -250,5 +263,5 @@ def _written(picture: "GoldenPicture", solver: str, stage: Path) -> GoldenRecord
         guidance=request.guidance,
         latent=latent,
         picture=pixels,
-        least_psnr=10.0,  # until it is known what this precision reaches
+        least_psnr=UNJUDGED,
     )

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,11 +16,13 @@ from onnx import numpy_helper
 from sana_reference.checkpoint import load_checkpoint
 from sana_runtime.bundle import open_bundle, seal
 from sana_runtime.errors import BundleError, CheckpointError, MemoryLimitError
+from sana_runtime.manifest import dump, parse
 from sana_runtime.pipeline import Pipeline
 from sana_runtime.progress import Preview
 from sana_runtime.prompt import PromptRules
 from sana_runtime.tokenizer import Tokenizer
 
+from sana_export import build as building
 from sana_export import plan as planning
 from sana_export.build import GOLDEN, build
 from sana_export.cli.main import main
@@ -138,6 +141,42 @@ def test_building_again_gives_the_same_digest_also_after_an_interruption(built, 
     assert "transformer" not in stages
     assert "decoder" in stages
     assert sorted(path.name for path in tmp_path.iterdir() if "lock" not in path.name) == ["again"]
+
+
+def cut_short(folder):
+    (folder / "manifest.json").write_bytes((folder / "manifest.json").read_bytes()[:99])
+
+
+def not_judged(folder):
+    manifest = parse((folder / "manifest.json").read_bytes())
+    unsure = tuple(replace(record, least_psnr=10.0) for record in manifest.golden)
+    (folder / "manifest.json").write_bytes(dump(replace(manifest, golden=unsure)))
+
+
+def emptied(folder):
+    (folder / "decoder.data").write_bytes(bytes((folder / "decoder.data").stat().st_size))
+
+
+def removed(folder):
+    (folder / "caption.onnx").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_short, not_judged, emptied, removed])
+def test_half_a_float_bundle_that_a_killed_build_for_int8_left_is_not_taken_for_whole(damage, built, tmp_path):
+    folder = shutil.copytree(built("sana").path, tmp_path / "work")
+    assert building._is_finished(folder)
+    damage(folder)
+    assert not building._is_finished(folder)
+
+
+def test_the_folder_of_a_half_written_part_is_gone_when_a_killed_build_goes_on(built, tmp_path):
+    """In the folder of a bundle, which it becomes at INT8, it would be refused for ever."""
+    checkpoint, output = load_checkpoint(built("sana").folder), tmp_path / "bundle"
+    work = building._work_folder(output, checkpoint, Precision.INT8, keep=True)
+    (work / ".decoder.onnx.partial").mkdir()
+    (work / "caption.onnx").write_bytes(b"whole")
+    assert building._work_folder(output, checkpoint, Precision.INT8, keep=True) == work
+    assert [path.name for path in work.iterdir()] == ["caption.onnx"]
 
 
 def test_a_bundle_opens_and_paints_where_no_build_library_can_be_imported(built, tmp_path):
