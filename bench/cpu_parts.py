@@ -2,12 +2,13 @@
 
     python bench/cpu_parts.py step   [--depth 28] [--size 512] [--threads 2] [--rounds 5] [--only NAME …]
     python bench/cpu_parts.py decode [--size 512] …
+    python bench/cpu_parts.py step --only "diffusers fp32" optimum ours --to cpu-step-optimum
     python bench/text_encoding.py …                                          the third part has a page of its own
 
 A step is one run of Sana-0.6B's transformer for a prompt of 20 words and its negative, as guidance needs it: diffusers
 pads both to 300 tokens, ours takes the 26 that are there. Weights are random, speed does not depend on them, and the
 answers are compared. `--depth` takes fewer of the 28 blocks. Graphs are made once, in --folder. Writes
-docs/measurements/cpu-step.json and cpu-decode.json.
+docs/measurements/cpu-step.json and cpu-decode.json. What optimum-intel needs is told in `cpu_optimum.py`.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+import cpu_optimum
 import limits
 from cpu_race import Contender, Run, race, report
 
@@ -37,6 +39,7 @@ class Job:
     side: int  # of the latent
     threads: int
     depth: int = FULL_DEPTH
+    peers: Path = Path("out/bench/optimum")
 
     def latent(self, batch: int) -> Any:
         """The same noise for everybody."""
@@ -81,17 +84,29 @@ def naive_step(job: Job, engine: str) -> Run:
     feeds = dict(zip(("sample", "text", "timestep", "mask"), values, strict=True))
     graph = job.folder / NAIVE / f"{job.side}.onnx"
     if engine == "onnxruntime":
-        import onnxruntime
+        from sana_runtime.onnxruntime_session import ort  # the door: imported by it, it sends no reports
 
-        settings = onnxruntime.SessionOptions()
+        settings = ort.SessionOptions()
         settings.intra_op_num_threads, settings.log_severity_level = job.threads, 3
-        session = onnxruntime.InferenceSession(graph, settings)
+        session = ort.InferenceSession(graph, settings)
         return lambda: session.run(None, feeds)[0]
-    import openvino as ov
+    from sana_runtime.openvino_session import ov
 
     properties = {"INFERENCE_NUM_THREADS": job.threads, "INFERENCE_PRECISION_HINT": engine}
     compiled = ov.Core().compile_model(graph, "CPU", properties)
     return lambda: compiled(feeds)[0].copy()
+
+
+def optimum_step(job: Job, form: str, precision: str = "", fixed: bool = True) -> Run:
+    """optimum-intel's transformer, in one of its forms."""
+    text, mask = job.text(PADDED)
+    feeds = {
+        "hidden_states": job.latent(2),
+        "encoder_hidden_states": text,
+        "encoder_attention_mask": mask.astype(np.int64),
+        "timestep": np.full(2, 500.0, np.float32),
+    }
+    return cpu_optimum.optimum_step(feeds, job.folder / f"optimum-{form}", job.peers, precision, fixed)
 
 
 def our_step(job: Job, part: str, half: bool = False, rows: int = max(TOKENS), engine: str = "cpu") -> Run:
@@ -125,6 +140,12 @@ def step_contenders(job: Job) -> list[Contender]:
         "onnxruntime, diffusers' graph": partial(naive_step, job, "onnxruntime"),
         "openvino f32, diffusers' graph": partial(naive_step, job, "f32"),
         "openvino bf16, diffusers' graph": partial(naive_step, job, "bf16"),
+        "optimum-intel f32": partial(optimum_step, job, "float", "f32"),
+        "optimum-intel as it comes (bf16), any size": partial(optimum_step, job, "float", "", False),
+        "optimum-intel bf16": partial(optimum_step, job, "float", "bf16"),
+        "optimum-intel int8 weights, bf16": partial(optimum_step, job, "weights", "bf16"),
+        "optimum-intel hybrid int8, bf16": partial(optimum_step, job, "hybrid", "bf16"),
+        "optimum-intel static int8, bf16": partial(optimum_step, job, "static", "bf16"),
         "ours fp32": partial(our_step, job, OURS),
         "ours bf16": partial(our_step, job, OURS, True),
         "ours int8": partial(our_step, job, INT8),
@@ -186,16 +207,22 @@ def main(arguments: Sequence[str]) -> None:
         parser.add_argument(name, type=int, default=usual)
     parser.add_argument("--only", nargs="*", help="contenders, by the beginning of their names")
     parser.add_argument("--folder", type=Path, default=Path("out/bench"))
+    parser.add_argument("--optimum", type=Path, default=Job.peers, help="folder of optimum-intel's packages")
+    parser.add_argument("--to", help="name of the results, without .json")
     chosen = parser.parse_args(arguments)
-    job = Job(chosen.folder / f"depth{chosen.depth}", chosen.size // 32, chosen.threads, chosen.depth)
+    folder = chosen.folder / f"depth{chosen.depth}"
+    job = Job(folder, chosen.size // 32, chosen.threads, chosen.depth, chosen.optimum)
     everybody = {"step": step_contenders, "decode": decode_contenders}[chosen.part](job)
     racing = [each for each in everybody if not chosen.only or each.name.startswith(tuple(chosen.only))]
     if chosen.part == "step":
         prepare_step(job.folder, job.depth, job.side, naive=any("diffusers' graph" in each.name for each in racing))
+        if any(each.name.startswith("optimum") for each in racing):
+            cpu_optimum.prepare(job.folder, job.peers)
     else:
         prepare_decode(job.folder)
     facts = {"part": chosen.part, "size": chosen.size, "depth": job.depth, "of_depth": FULL_DEPTH}
-    print(report(f"cpu-{chosen.part}", race(racing, chosen.rounds, job.threads), {**facts, "threads": job.threads}))
+    results = race(racing, chosen.rounds, job.threads)
+    print(report(chosen.to or f"cpu-{chosen.part}", results, {**facts, "threads": job.threads}))
 
 
 if __name__ == "__main__":

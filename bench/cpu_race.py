@@ -25,6 +25,8 @@ RESULTS = Path(__file__).parents[1] / "docs" / "measurements"
 PACKAGES = ("torch", "diffusers", "openvino", "onnxruntime", "optimum-intel")
 
 os.environ.setdefault("SANA_EXPORT_COMPILED", "off")  # ours compiles like everybody else; starts have cpu_start.py
+for reports in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(reports, "1")  # in contenders' processes, too
 
 Run = Callable[[], NDArray[Any]]
 
@@ -46,6 +48,8 @@ class Result:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     peak_bytes: int = 0
+    first: tuple[float, float] = (0.0, 0.0)  # wall clock and CPU time of the first run
+    answer: NDArray[Any] | None = None  # of the first run
     difference: float = 0.0  # from the first contender's answer, in units of its largest number
     error: str = ""
 
@@ -58,7 +62,8 @@ class Result:
         return {
             **{f"{kind}_seconds": round(median(times), 4) for kind, times in self._times},
             **{f"{kind}_spread": round(value, 3) for kind, value in spread.items()},
-            "load_seconds": round(self.load_seconds, 2),
+            "load_seconds": round(self.load_seconds, 2),  # and the first run
+            "first_seconds": round(self.first[0], 4),
             "peak_bytes": self.peak_bytes,
             "difference": float(f"{self.difference:.2e}") if np.isfinite(self.difference) else None,
             "runs": {kind: [round(each, 4) for each in times] for kind, times in self._times},
@@ -72,16 +77,10 @@ class Result:
 def race(contenders: Sequence[Contender], rounds: int, threads: int) -> list[Result]:
     """Load all, run each once unmeasured, then `rounds` times in turn."""
     os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
-    context = multiprocessing.get_context("spawn")
-    results, lines, answers = [Result(each.name) for each in contenders], [], []
+    results, lines = [Result(each.name) for each in contenders], []
     for contender, result in zip(contenders, results, strict=True):  # one after the other: loading is timed, too
-        here, there = context.Pipe()
-        context.Process(target=_serve, args=(there, contender.load), daemon=True).start()
-        there.close()
-        lines.append(here)
-        result.load_seconds, answer, result.error = _reply(here, (0.0, None, "its process ended"))
-        answers.append(answer)
-        result.difference = _difference(answer, answers[0])
+        lines.append(_start(contender, result))
+        result.difference = _difference(result.answer, results[0].answer)
         print(f"loaded {contender.name} in {result.load_seconds:.1f} s {result.error}", flush=True)
     for _ in range(rounds):
         for line, result in zip(lines, results, strict=True):
@@ -94,6 +93,36 @@ def race(contenders: Sequence[Contender], rounds: int, threads: int) -> list[Res
         if not result.error:
             line.send("stop")
     return results
+
+
+def race_apart(contenders: Sequence[Contender], rounds: int, threads: int) -> list[Result]:
+    """Load and run each once, `rounds` times in turn, never two in memory; the times are of first runs."""
+    os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
+    results = [Result(each.name) for each in contenders]
+    for _ in range(rounds):
+        for contender, result in zip(contenders, results, strict=True):
+            line = _start(contender, result)
+            if not result.error:
+                result.wall.append(result.first[0])
+                result.cpu.append(result.first[1])
+                line.send("stop")
+            line.close()
+            for process in multiprocessing.active_children():  # its memory is the next one's
+                process.join()
+            result.difference = _difference(result.answer, results[0].answer)
+            print(f"{contender.name}: {result.first[0]:.1f} s {result.error}", flush=True)
+    return results
+
+
+def _start(contender: Contender, result: Result) -> Connection:
+    """Start the contender's process and wait for its first run."""
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, contender.load), daemon=True)
+    process.start()
+    there.close()
+    ended = (0.0, None, "its process ended", (0.0, 0.0), 0)
+    result.load_seconds, result.answer, result.error, result.first, result.peak_bytes = _reply(here, ended)
+    return here
 
 
 def _reply(line: Connection, otherwise: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -109,14 +138,21 @@ def _serve(line: Connection, load: Callable[[], Run]) -> None:
     begun = time.perf_counter()
     try:
         run = load()
-        line.send((time.perf_counter() - begun, run(), ""))
+        loaded = time.perf_counter() - begun
+        answer, *first = _timed(run)
+        line.send((loaded + first[0], answer, "", tuple(first), _peak_bytes()))
     except Exception as error:  # anything that somebody's program may raise is a result
-        line.send((0.0, None, f"{type(error).__name__}: {str(error)[:300]}"))
+        line.send((0.0, None, f"{type(error).__name__}: {str(error)[:300]}", (0.0, 0.0), 0))
         return
     while line.recv() == "run":
-        wall, cpu = time.perf_counter(), time.process_time()
-        run()
-        line.send((time.perf_counter() - wall, time.process_time() - cpu, _peak_bytes()))
+        line.send((*_timed(run)[1:], _peak_bytes()))
+
+
+def _timed(run: Run) -> tuple[NDArray[Any], float, float]:
+    """What a run answers, its wall clock and its CPU time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    answer = run()
+    return answer, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _peak_bytes() -> int:
