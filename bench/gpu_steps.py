@@ -172,8 +172,8 @@ def diffusers_step(call: Callable[..., Any], tensors: dict[str, Any]) -> Run:
     return run
 
 
-def engine(graph: Path, graphs: Graphs, setting: Setting) -> Session:
-    """The session of a graph's engine, built for this very card."""
+def engine(graph: Path, graphs: Graphs, setting: Setting, *, fused: bool = False) -> Session:
+    """The session of a graph's engine, built for this very card; `fused`: with the plugin for the Mix-FFN's middle."""
     from sana_runtime.cuda_driver import CudaDriver
     from sana_runtime.engine_library import library_for
     from sana_runtime.engine_session import EngineSession
@@ -182,9 +182,9 @@ def engine(graph: Path, graphs: Graphs, setting: Setting) -> Session:
     from sana_export.engines.job import EngineJob
 
     driver = CudaDriver()
-    output = setting.folder / f"{graph.parent.name}.engine"
+    output = setting.folder / f"{graph.parent.name}{'-fused' if fused else ''}.engine"
     profiles = engine_signature(graphs.signature).profiles()
-    built = build_engine(EngineJob("transformer", graph, output, profiles, (driver.capability,)))
+    built = build_engine(EngineJob("transformer", graph, output, profiles, (driver.capability,), fused_mix_ffn=fused))
     return EngineSession(built.path.read_bytes(), library_for(Device.RTX), driver)
 
 
@@ -211,6 +211,7 @@ def contenders(
         "onnxruntime int8": session(lambda: open_session(graphs.int8, provider, SessionOptions())),
         "rtx float": session(lambda: engine(graphs.transformer, graphs, setting)),
         "rtx int8": session(lambda: engine(graphs.int8, graphs, setting)),
+        "rtx int8 fused": session(lambda: engine(graphs.int8, graphs, setting, fused=True)),
     }
 
 

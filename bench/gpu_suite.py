@@ -6,10 +6,11 @@ failed. Results lie in out/gpu.json, beside those that the stages write themselv
 """
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sana_runtime.errors import SanaError
@@ -26,6 +27,7 @@ class Stage:
     name: str
     command: tuple[str, ...]
     needs: Callable[[], str]
+    settings: Mapping[str, str] = field(default_factory=dict)  # of the environment
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ def stages() -> Iterator[Stage]:
         yield Stage(f"nano {precision}: golden pictures", (TOOL, "verify", bundle, "--device", "rtx", "--json"), no_rtx)
         evaluate = (TOOL, "evaluate", bundle, "--device", "rtx", "--json")
         yield Stage(f"nano {precision}: prompt-following", evaluate, no_rtx)
+    bundle, fused = str(OUT / "gpu-int8"), "nano int8, fused Mix-FFN"
+    apart = {"XDG_CACHE_HOME": str((OUT / "gpu-fused").absolute())}  # or these engines would be run in the stages above
+    build = (TOOL, "engine", bundle, "--target", "rtx", "--fused-mix-ffn")
+    yield Stage(f"{fused}: engines", build, no_rtx, apart)
+    verify = (TOOL, "verify", bundle, "--device", "rtx", "--json")
+    yield Stage(f"{fused}: golden pictures", verify, no_rtx, apart)
     yield Stage("step times", (sys.executable, "bench/gpu_steps.py"), no_cuda)
 
 
@@ -80,7 +88,8 @@ def outcome(stage: Stage) -> Outcome:
     missing = stage.needs()
     if missing:
         return Outcome(stage.name, "not run", missing)
-    done = subprocess.run(stage.command, stdout=subprocess.PIPE, text=True, check=False)
+    environment = {**os.environ, **stage.settings}
+    done = subprocess.run(stage.command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     last = done.stdout.strip().splitlines()[-1:] or [""]
     return Outcome(stage.name, "failed" if done.returncode else "passed", last[0])
 

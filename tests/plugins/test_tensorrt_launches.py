@@ -88,6 +88,54 @@ def test_a_packed_tensor_is_read_where_it_lies(tokens, element, exact_attention)
     assert (out.double() - expected.flatten(2)).abs().max() <= TOLERANCES[element] * expected.abs().max()
 
 
+def run_on_card(operator, element, inputs, outputs, state=None):
+    """What `enqueue` does, on PyTorch's tensors and stream."""
+    from sana_plugins.tensorrt.driver import programs
+
+    held = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
+    lies = Memory(tuple(held[: len(inputs)]), tuple(held[len(inputs) :]), state.data_ptr() if state is not None else 0)
+    loaded = programs(operator.kernels, element)
+    for launch in operator.launches(loaded.kernels, tuple(inputs[0].shape), inputs[0].itemsize, lies):
+        loaded.start(launch, torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+
+
+@pytest.fixture
+def card():
+    """Whether PyTorch has one; skips the test where it has none."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device; the interpreter stands in for it")
+    return "cuda"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("element", ["fp16", "fp32"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_on_a_card_the_shipped_programs_compute_linear_attention(packed, element, card, exact_attention):
+    dtype, shape = DTYPES[element], (2, 1100, 3, 32)
+    together = torch.randn(2, 1100, 288, device=card).to(dtype)
+    q, k, v = (third.reshape(shape).contiguous() for third in together.chunk(3, dim=2))
+    out = torch.full(shape, torch.nan, dtype=dtype, device=card)
+    state = torch.full((workspace_bytes(shape) // 4,), torch.nan, device=card)
+    run_on_card(ATTENTION, element, (together,) if packed else (q, k, v), (out,), state)
+    expected = exact_attention(q, k, v)
+    assert (out.double() - expected).abs().max() <= TOLERANCES[element] * expected.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("element", ["fp16", "fp32"])
+def test_on_a_card_the_shipped_program_convolves_gates_and_rounds(element, card, exact_gate):
+    shape = (2, 5, 7, 320)
+    x, weight, bias = (torch.randn(size, device=card).to(DTYPES[element]) for size in (shape, (320, 1, 3, 3), (320,)))
+    codes = torch.full((2, 35, 160), 99, dtype=torch.int8, device=card)
+    step = torch.full((2, 35, 1), torch.nan, device=card)
+    taps = weight.reshape(320, 9).t().contiguous()
+    run_on_card(GATED_DEPTHWISE, element, (x, taps, bias), (codes, step))
+    exact = exact_gate(x, weight, bias, True).flatten(1, 2)
+    torch.testing.assert_close(step.double(), exact.abs().amax(-1, keepdim=True) / 127, rtol=1e-5, atol=0)
+    assert (codes - exact / step).abs().max() <= 0.5 + 1e-3
+
+
 @pytest.mark.parametrize("largest", [1, 127, 1024, 1025, 4096, 16384])
 def test_the_workspace_holds_the_sums_of_every_shorter_sequence(largest):
     for tokens in {*range(1, min(largest, 300)), *range(max(1, largest - 300), largest + 1)}:
