@@ -149,6 +149,24 @@ def test_a_disk_that_fills_up_while_keeping_leaves_the_old(kept, tmp_path, times
     assert 0 < full < sizes
 
 
+@every_kind
+def test_a_flipped_bit_or_a_cut_in_what_was_kept_is_noticed(kept, tmp_path, times, figure):
+    """Nothing is found, and made again: never a traceback, and never other numbers."""
+    kept.write(tmp_path, 1)
+    file = max((file for file in tmp_path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    whole, generator, tried, missed = file.read_bytes(), random.Random(57), times(150, 5000, 50_000), 0
+    edges = [*range(8 * 400), *range(8 * (len(whole) - 400), 8 * len(whole))]  # where names and lengths stand
+    for i in range(tried):
+        bit = generator.choice(edges) if i % 2 else generator.randrange(8 * len(whole))
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged if i % 10 else whole[: bit // 8])
+        file.chmod(0o600)
+        missed += kept.read(tmp_path) not in (None, 1)
+    figure(4, f"{tried} flipped bits and cuts in a kept {type(kept).__name__.lower()}: {missed} missed")
+    assert not missed
+
+
 def test_a_process_that_may_open_no_more_files_does_not_throw_its_engines_away(tmp_path, monkeypatch):
     Engine().write(tmp_path, 1)
 
