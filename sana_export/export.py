@@ -1,5 +1,6 @@
 """From a loaded checkpoint to the ONNX parts of a bundle."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def _export_network(
     on_progress: OnProgress,
 ) -> Iterator[ExportedPart]:
     from sana_export.tracing.parts import load_network, part_module
-    from sana_export.tracing.trace import trace
+    from sana_export.tracing.trace import forget, trace
 
     precision, prefix = choices
     dtype = dtype_of(parts[0], precision)
@@ -122,6 +123,7 @@ def _export_network(
         signature = signatures(sizes)[part]
         on_progress(Progress(part, 0.1, "tracing"))
         model = trace(part_module(part, loaded, prefix, sizes.text_kv), signature, opset_of(dtype))
+        traced = tuple(model.graph.initializers.values())
         on_progress(Progress(part, 0.5, "simplifying the graph"))
         stored = stored_as(part, precision)
         passes = run_passes(model, part, stored if stored != dtype else None)
@@ -131,4 +133,7 @@ def _export_network(
             on_progress(Progress(part, 0.6 + 0.4 * share, "writing"))
 
         save_graph(model, graph, report)
+        forget((*traced, *model.graph.initializers.values()))
         yield ExportedPart(part, graph, signature, dtype, passes)
+    del loaded
+    gc.collect()  # what was traced is full of cycles, and holds the network: the text encoder's 5 GB and more

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sana_reference.text_encoder import TextEncoder
 from sana_reference.transformer import SanaTransformer
 from sana_runtime.guidance import Guidance
 from sana_runtime.manifest import PreviewMap
@@ -70,16 +69,13 @@ def paint_golden(
 ) -> tuple[list[GoldenPicture], PreviewMap]:
     """Every request in float32, and the preview fitted to them and to sketches of their prompts with other seeds.
 
-    One network is in memory at a time: the text encoder alone takes 10 GB.
+    Each network lives in a function of its own, so that one is in memory at a time: the text encoder takes 10 GB.
     """
     wanted = [*requests, *_sketches(requests)]
     texts = _texts(checkpoint, wanted, rules)
-    with _threads_for(checkpoint.text_encoder()) as encoder:
-        states = _states(encoder, rules, texts.inputs)
-    with _threads_for(checkpoint.transformer()) as transformer:
-        latents = np.concatenate(list(_latents(checkpoint, transformer, wanted, texts, states)))
-    with _threads_for(checkpoint.autoencoder()) as autoencoder:
-        pixels = np.concatenate([autoencoder.decode_picture(torch.from_numpy(each[None])).numpy() for each in latents])
+    states = _states(checkpoint, rules, texts.inputs)
+    latents = _latents(checkpoint, wanted, texts, states)
+    pixels = _pixels(checkpoint, latents)
     pictures = [GoldenPicture(*made) for made in zip(requests, latents, pixels, strict=False)]
     return pictures, fit_preview(latents, pixels)
 
@@ -135,20 +131,33 @@ def _texts(checkpoint: "Checkpoint", requests: Sequence[GoldenRequest], rules: P
     return Texts(batch(different), [[different.index(tokens) for tokens in each] for each in wanted])
 
 
-def _states(encoder: TextEncoder, rules: PromptRules, inputs: TextInputs) -> Tensor:
+def _states(checkpoint: "Checkpoint", rules: PromptRules, inputs: TextInputs) -> Tensor:
     tokens = map(torch.from_numpy, (inputs.input_ids, inputs.text_mask, inputs.instructed))
-    states: Tensor = encoder(*tokens, encoder.prefix(rules.prefix))
+    with _threads_for(checkpoint.text_encoder()) as encoder:
+        states: Tensor = encoder(*tokens, encoder.prefix(rules.prefix))
     return states
 
 
-def _latents(
+def _latents(checkpoint: "Checkpoint", requests: Sequence[GoldenRequest], texts: Texts, states: Tensor) -> Latent:
+    """The final latents (B, C, h, w)."""
+    with _threads_for(checkpoint.transformer()) as transformer:
+        return np.concatenate(list(_runs(checkpoint, transformer, requests, texts, states)))
+
+
+def _pixels(checkpoint: "Checkpoint", latents: Latent) -> NDArray[np.uint8]:
+    """Pictures (B, H, W, 3), decoded one by one."""
+    with _threads_for(checkpoint.autoencoder()) as autoencoder:
+        return np.concatenate([autoencoder.decode_picture(torch.from_numpy(each[None])).numpy() for each in latents])
+
+
+def _runs(
     checkpoint: "Checkpoint",
     transformer: SanaTransformer,
     requests: Sequence[GoldenRequest],
     texts: Texts,
     states: Tensor,
 ) -> Iterator[Latent]:
-    """The final latents (B, C, h, w) of every run of requests that differ in nothing but prompt and seed."""
+    """The final latents of every run of requests that differ in nothing but prompt and seed."""
     usual, text_kv, mask = checkpoint.solver, transformer.caption(states), torch.from_numpy(texts.inputs.row_mask)
     numbered = groupby(zip(requests, texts.rows, strict=True), key=lambda each: _alike(each[0]))
     for (_, steps, guidance), group in numbered:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from sana_runtime.signature import Axis, Signature, TensorSpec
 from torch import nn
 
-__all__ = ["trace"]
+__all__ = ["forget", "trace"]
 
 # Unlike each other and unlike any width, so that no size of the example can pass for a constant of the model.
 EXAMPLE = {"batch": 3, "height": 6, "width": 10, "tokens": 5, "rows": 7, "image_height": 192, "image_width": 320}
@@ -40,6 +40,12 @@ def trace(module: nn.Module, signature: Signature, opset: int) -> ir.Model:
     model: ir.Model = program.model
     _declare(model.graph, signature)
     return model
+
+
+def forget(weights: Iterable[ir.Value]) -> None:
+    """Let go of what `weights` hold: the tracer itself holds on to the last graph that it made."""
+    for weight in weights:
+        weight.const_value = None
 
 
 def _sides(signature: Signature) -> dict[str, Any]:

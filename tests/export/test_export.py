@@ -1,6 +1,9 @@
 """An export says how far it is, stops when told to, and refuses what it cannot do."""
 
+import weakref
+
 import pytest
+import torch
 from sana_reference.config import PRESETS
 from sana_runtime.errors import UsageError
 from sana_runtime.signature import signatures
@@ -33,6 +36,41 @@ def test_what_progress_raises_stops_the_export_and_leaves_nothing(random_model, 
     with pytest.raises(Interruption):
         export_parts(random_model(), tmp_path, parts=("caption",), on_progress=stop)
     assert list(tmp_path.iterdir()) == []
+
+
+class Watched:
+    """A source that lets a network be read only when those before are gone from memory, but for odds and ends.
+
+    The tracer's matchers remember the last graph, and with it weights that its part did not read.
+    """
+
+    def __init__(self, source):
+        self.source, self.config, self.weights = source, source.config, {}
+
+    def _watched(self, network):
+        assert self.forgotten()
+        self.weights |= {weakref.ref(weight): weight.numel() for weight in network.parameters()}
+        return network
+
+    def forgotten(self):
+        left = sum(size for weight, size in self.weights.items() if weight() is not None)
+        return left <= sum(self.weights.values()) / 5
+
+    def text_encoder(self, dtype=torch.float32):
+        return self._watched(self.source.text_encoder(dtype))
+
+    def transformer(self, dtype=torch.float32):
+        return self._watched(self.source.transformer(dtype))
+
+    def autoencoder(self, dtype=torch.float32):
+        return self._watched(self.source.autoencoder(dtype))
+
+
+def test_one_network_is_in_memory_at_a_time(random_model, tmp_path):
+    source = Watched(random_model())
+    export_parts(source, tmp_path, parts=("text_encoder", "transformer", "decoder"), prefix=(2, 5, 6))
+    assert len(source.weights) > 50
+    assert source.forgotten()
 
 
 def test_half_precision_changes_the_signature_between_caption_and_transformer():

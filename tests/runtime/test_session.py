@@ -1,5 +1,7 @@
 """Sessions: one protocol over two engine libraries, with the same answers and honest failures."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -40,6 +42,50 @@ def test_a_session_computes_what_numpy_computes(device, chain):
     x = np.random.default_rng(0).standard_normal((5, 5)).astype(np.float32)
     answer = open_session(chain, device, SessionOptions()).run({"x": x})
     np.testing.assert_allclose(answer["y3"], np.linalg.matrix_power(x, 5), rtol=1e-4)
+
+
+def save_narrow(path: Path, layers: int, width: int) -> Path:
+    """A graph of products whose weights are stored in bfloat16 and widened where they are read."""
+    rng = np.random.default_rng(0)
+    weights, nodes = [], []
+    for i in range(layers):
+        high = (rng.standard_normal((width, width), np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        weights.append(helper.make_tensor(f"w{i}", TensorProto.BFLOAT16, high.shape, high.tobytes(), raw=True))
+        nodes.append(helper.make_node("Cast", [f"w{i}"], [f"wide{i}"], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("MatMul", [f"y{i}", f"wide{i}"], [f"p{i}"]))
+        nodes.append(helper.make_node("Tanh", [f"p{i}"], [f"y{i + 1}"]))
+    shape = ["n", width]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("y0", f"y{layers}")]
+    graph = helper.make_graph(nodes, "narrow", ends[:1], ends[1:], initializer=weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path, save_as_external_data=True, location="narrow.data")
+    return path
+
+
+TAKEN = """
+import sys
+from pathlib import Path
+import numpy as np
+from sana_runtime.session import Device, SessionOptions, open_session
+def own():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("RssAnon:"))
+graph, half = Path(sys.argv[1]), sys.argv[2] == "half"
+open_session(graph.with_name("small.onnx"), Device.CPU, SessionOptions()).run({"x": np.eye(3, dtype=np.float32)})
+before = own()
+session = open_session(graph, Device.CPU, SessionOptions(half_products=half))
+session.run({"y0": np.ones((4, 1024), np.float32)})
+print(own() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process takes for itself is read as Linux tells it")
+@pytest.mark.parametrize(("products", "copies"), [("half", 1), ("whole", 2)])
+def test_weights_of_16_bits_are_in_memory_once_in_the_width_of_their_products(products, copies, tmp_path):
+    graph, weights = save_narrow(tmp_path / "narrow.onnx", 24, 1024), 24 * 1024 * 1024 * 2
+    save_chain(tmp_path / "small.onnx", 1)
+    command = [sys.executable, "-c", TAKEN, str(graph), products]
+    taken = int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    assert copies * weights / 2 < taken < (copies + 0.5) * weights
 
 
 @pytest.mark.parametrize("device", DEVICES)
