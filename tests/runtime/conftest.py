@@ -1,6 +1,7 @@
 """A bundle of minute graphs: right in its form, though nobody would want its pictures."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
@@ -86,16 +87,44 @@ def vouched(entries: Any) -> bytes:
     return json.dumps({**entries, "sha256": sha256(unsealed).hexdigest()}).encode()
 
 
+# What stands in a JSON file where something else should; no key of any file is `x` or empty.
+VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2**31, 2**64, 10**400, 0.5, 1e300, [], [1], [[]], {}, {"a": 1}),
+    *("", "x", "../secret.data", "/etc/passwd", "\0", "é" * 50, "con.data", "decoder.data", "caption.onnx"),
+)
+KEYS = ("x", "", "file", "size", "..", "../x.data", "decoder.data", "\n")
+
+
+def mutated(value: Any, generator: random.Random, depth: int = 0) -> Any:
+    """A copy of a JSON value with one thing different somewhere."""
+    if isinstance(value, dict | list) and value and (depth == 0 or generator.random() < 0.85):
+        value = dict(value) if isinstance(value, dict) else list(value)
+        key = generator.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        kind = generator.random()
+        if kind < 0.1:
+            del value[key]
+        elif kind < 0.2 and isinstance(value, dict):
+            value[generator.choice(KEYS)] = value[key]
+        elif kind < 0.2:
+            value.insert(key, value[key])
+        else:
+            value[key] = mutated(value[key], generator, depth + 1)
+        return value
+    if isinstance(value, int | float) and generator.random() < 0.5:
+        return value * generator.choice((0, -1, 2, 0.5, 1000)) + generator.choice((0, 1))
+    return generator.choice(VALUES)
+
+
 def fill(folder: Path) -> None:
     """Write every file of a small bundle but its manifest."""
-    random = np.random.default_rng(3)
+    generator = np.random.default_rng(3)
     for part in WRITTEN:
         (folder / f"{part}.onnx").write_bytes(small_model(part).SerializeToString())
-        (folder / f"{part}.data").write_bytes(random.normal(size=16).astype("<f4").tobytes())
+        (folder / f"{part}.data").write_bytes(generator.normal(size=16).astype("<f4").tobytes())
     (folder / "tokenizer.json").write_text("{}")
     (folder / "prompt.json").write_text(json.dumps({}))
-    (folder / "golden-0.data").write_bytes(random.normal(size=32 * 2 * 3).astype("<f4").tobytes())
-    (folder / "golden-0-picture.data").write_bytes(random.integers(0, 256, 64 * 96 * 3, np.uint8).tobytes())
+    (folder / "golden-0.data").write_bytes(generator.normal(size=32 * 2 * 3).astype("<f4").tobytes())
+    (folder / "golden-0-picture.data").write_bytes(generator.integers(0, 256, 64 * 96 * 3, np.uint8).tobytes())
     (folder / "LICENSES").mkdir()
     (folder / "LICENSES/nothing.txt").write_text("Do as you like.\n")
 
@@ -114,6 +143,12 @@ def sealed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def the_vouched() -> Callable[[Any], bytes]:
     """`vouched`."""
     return vouched
+
+
+@pytest.fixture(name="mutated", scope="session")
+def the_mutated() -> Callable[[Any, random.Random], Any]:
+    """`mutated`."""
+    return mutated
 
 
 @pytest.fixture

@@ -33,7 +33,9 @@ def _other_conftest(folder: str) -> Any:
 
 
 runtime_fixtures = _other_conftest("runtime")
-sealed_bundle, vouched = runtime_fixtures.sealed_bundle, runtime_fixtures.the_vouched
+sealed_bundle, vouched, mutated = (
+    getattr(runtime_fixtures, name) for name in ("sealed_bundle", "the_vouched", "the_mutated")
+)
 built = _other_conftest("export").built
 
 

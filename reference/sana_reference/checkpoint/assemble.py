@@ -51,7 +51,8 @@ def refuse(found: Sequence[str], what: str) -> None:
     """Raise for the first of the problems found, and count the others."""
     if found:
         more = f" (and {len(found) - 1} more like it)" if len(found) > 1 else ""
-        raise CheckpointError(f"{what}: {found[0]}{more}; use files and a preset that belong together")
+        first = found[0] if found[0].isprintable() else ascii(found[0])  # names in a file may be any text
+        raise CheckpointError(f"{what}: {first}{more}; use files and a preset that belong together")
 
 
 def _shapes(module: nn.Module) -> dict[str, Shape]:

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 from sana_runtime.errors import CheckpointError
 
-from sana_reference.checkpoint.fields import Fields
+from sana_reference.checkpoint.fields import Fields, is_number
 from sana_reference.config import AUTOENCODERS, PRESETS, AutoencoderConfig, SanaConfig, TextConfig
 
 __all__ = ["autoencoder_config", "text_config", "transformer_config"]
 
 MOST_LAYERS, MOST_CHANNELS = 256, 1 << 14
+MOST_KERNEL = 63
 LONGEST_TEXT = 507  # instruction and prompt together: a window of attention beyond it changes nothing
 # What other people's loaders, trainers and generators read, and a text encoder's result does not depend on.
 NO_MATTER_TO_TEXT = [
@@ -149,10 +150,13 @@ def autoencoder_config(fields: Fields) -> AutoencoderConfig:
 def _attention(fields: Fields, stages: int) -> tuple[int, int]:
     """How many of the last stages attend, and the kernel of their second scale."""
     types = fields.any("encoder_block_types", "ResBlock")
-    attending = types.count("EfficientViTBlock") if isinstance(types, list) else 0
+    attending = types.count("EfficientViTBlock") if isinstance(types, list) and len(types) == stages else 0
     expected = ["ResBlock"] * (stages - attending) + ["EfficientViTBlock"] * attending
     scales = fields.any("encoder_qkv_multiscales", [[], [], [], [5], [5], [5]])
-    kernel = scales[-1][0] if attending and isinstance(scales, list) and scales and scales[-1] else 5
+    last = scales[-1] if attending and isinstance(scales, list) and scales else None
+    kernel = last[0] if isinstance(last, list) and last else 5
+    if type(kernel) is not int or not 1 <= kernel <= MOST_KERNEL:
+        raise fields.refuse("encoder_qkv_multiscales", f"kernels from 1 to {MOST_KERNEL}")
     for side in ("encoder", "decoder"):
         fields.only(f"{side}_block_types", expected, default="ResBlock")
         multiscales: list[list[int]] = [[]] * (stages - attending) + [[kernel]] * attending
@@ -195,6 +199,9 @@ def _rope_theta(fields: Fields) -> float:
     rope = fields.any("rope_parameters") or {}
     old = fields.number("rope_theta", 10000.0)
     fields.only("rope_scaling", None, default=None)
-    if rope.get("rope_type", "default") != "default":
+    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
         raise fields.refuse("rope_parameters", "the rope_type 'default'")
-    return float(rope.get("rope_theta", old))
+    theta = rope.get("rope_theta", old)
+    if not is_number(theta):
+        raise fields.refuse("rope_parameters", "a rope_theta that is a number above 0")
+    return float(theta)

@@ -7,7 +7,9 @@ from typing import Any
 
 from sana_runtime.errors import CheckpointError
 
-__all__ = ["Fields", "read_json"]
+__all__ = ["Fields", "is_number", "read_json"]
+
+LARGEST = 1e9
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -21,6 +23,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object; download it again")
     return content
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a positive number of a size that settings have."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= LARGEST
+
+
+def _quoted(value: Any) -> str:
+    """A value of somebody else's file on one line, and no longer than one."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 class Fields:
@@ -39,7 +52,8 @@ class Fields:
     def refuse(self, name: str, supported: str) -> CheckpointError:
         """The error for a field whose value we do not support."""
         return CheckpointError(
-            f"{self.path}: {name} = {self.any(name)!r} is not supported, only {supported}; choose another checkpoint"
+            f"{self.path}: {name} = {_quoted(self.any(name))} is not supported, only {supported}; "
+            "choose another checkpoint"
         )
 
     def only(self, name: str, *supported: Any, default: Any) -> Any:
@@ -57,10 +71,10 @@ class Fields:
         return value
 
     def number(self, name: str, default: float) -> float:
-        """A positive finite number."""
+        """A positive number that can be reckoned with."""
         value = self.any(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise self.refuse(name, "a number above 0")
+        if not is_number(value):
+            raise self.refuse(name, f"a number above 0, up to {LARGEST:g}")
         return float(value)
 
     def wholes(self, name: str, default: Sequence[int], most: int) -> tuple[int, ...]:
@@ -77,5 +91,6 @@ class Fields:
             known = name in self._asked or name in harmless or name.startswith("_")
             if not known and value not in (None, False):
                 raise CheckpointError(
-                    f"{self.path}: {name} = {value!r} is not a setting we know; choose another checkpoint"
+                    f"{self.path}: {_quoted(name)[1:-1]} = {_quoted(value)} is not a setting we know; "
+                    "choose another checkpoint"
                 )

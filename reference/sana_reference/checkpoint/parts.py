@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
+from sana_runtime.errors import CheckpointError
 from torch import nn
 
 from sana_reference.autoencoder import Autoencoder
@@ -67,8 +68,12 @@ class Part(Generic[Config, Module]):
 
     def on_meta(self) -> Module:
         """The module without memory for its tensors."""
-        with torch.device("meta"):
-            return self.architecture(self.config)
+        try:
+            with torch.device("meta"):
+                return self.architecture(self.config)
+        except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise CheckpointError(f"{self.what} makes no model ({reason}); choose another checkpoint") from error
 
     @property
     def what(self) -> str:

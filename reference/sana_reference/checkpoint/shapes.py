@@ -11,7 +11,7 @@ from sana_reference.config import PRESETS, SanaConfig
 
 __all__ = ["recognise_transformer"]
 
-BLOCK = re.compile(r"blocks\.(\d+)\.")
+BLOCK = re.compile(r"blocks\.(\d{1,6})\.")
 DEFAULT_SIDE = 32  # of a checkpoint that does not keep the positions it was trained with
 
 
@@ -34,13 +34,13 @@ def recognise_transformer(shapes: Mapping[str, Shape], where: str) -> SanaConfig
 
 def _sizes(shapes: Mapping[str, Shape]) -> dict[str, int | bool]:
     """What tells one preset from another, of an NVlabs state dict."""
-    dim, channels = shapes["x_embedder.proj.weight"][:2]
+    patch = shapes["x_embedder.proj.weight"]
     depth = 1 + max((int(match[1]) for name in shapes if (match := BLOCK.match(name))), default=-1)
     return {
         "depth": depth,
-        "dim": dim,
+        "dim": patch[0],
         "hidden": shapes["blocks.0.mlp.point_conv.conv.weight"][1],
-        "latent channels": channels,
+        "latent channels": patch[1],
         "text width": shapes["y_embedder.y_proj.fc1.weight"][1],
         "qk-norm": "blocks.0.attn.q_norm.weight" in shapes,
         "guidance embedding": "cfg_embedder.mlp.0.weight" in shapes,

@@ -36,7 +36,9 @@ class SafetensorsFile:
         try:
             self._handle = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged or cut short ({error}); download it again") from error
+            raise CheckpointError(
+                f"{path} is damaged or cut short ({_first_line(error)}); download it again"
+            ) from error
 
     def shapes(self) -> dict[str, Shape]:
         """The shape of every tensor in it."""
@@ -58,7 +60,7 @@ class PickledFile:
             raise CheckpointError(
                 f"{path} holds more than tensors, so it could run code, and is refused; get it as .safetensors"
             ) from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        except Exception as error:  # what torch raises for damage has no common root
             raise CheckpointError(
                 f"{path} cannot be read ({_first_line(error)}); download it again, or get it as .safetensors"
             ) from error
@@ -83,16 +85,23 @@ def _refuse_old_torch(path: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    """What a library says, without the bytes of the file that it may repeat."""
+    return ascii(str(error).strip().split("\n")[0])[1:-1][:200]
 
 
 def _state(path: Path, content: Any) -> dict[str, Tensor]:
     """The tensors of a bare state dict, or of a training checkpoint that keeps one under `state_dict`."""
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    tensors = {str(name): value for name, value in (state or {}).items() if isinstance(value, Tensor)}
+    items = state.items() if isinstance(state, Mapping) else ()
+    tensors = {str(name): value for name, value in items if _is_plain(value)}
     if not tensors:
         raise CheckpointError(f"{path} holds no state dict; save the model's state_dict() under the key 'state_dict'")
     return tensors
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor with all its numbers in memory, one after the other."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested and not value.is_meta
 
 
 def _open(path: Path) -> TensorFile:
