@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,11 @@ import onnx_ir as ir
 import torch
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from sana_calibration.quantise import quantise
+from sana_reference.autoencoder import Autoencoder
 from sana_reference.checkpoint.parts import autoencoder_in_folder, transformer_in_folder
-from sana_reference.config import PRESETS, SanaConfig
+from sana_reference.config import DC_AE_F32C32, PRESETS, SanaConfig
+from sana_reference.initialise import initialise
+from sana_reference.transformer import SanaTransformer
 from torch import nn
 
 from sana_export.export import export_parts
@@ -33,6 +36,7 @@ SHAPE = {
 DEPTHS = (3, 3, 3, 3, 3, 3)
 CHANNELS = (128, 256, 512, 512, 1024, 1024)
 KINDS = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+QUARTER = replace(DC_AE_F32C32, name="quarter", channels=tuple(each // 4 for each in DC_AE_F32C32.channels))
 SCALES = ((),) * 3 + ((5,),) * 3
 
 
@@ -65,11 +69,16 @@ def prepare_step(folder: Path, depth: int, side: int, naive: bool) -> None:
         export_parts(Folders(folder, config), folder / OURS, Precision.FP32, parts=parts)
     if not (folder / INT8 / "transformer.onnx").exists():
         (folder / INT8).mkdir(exist_ok=True)
-        model = ir.load(folder / OURS / "transformer.onnx")
-        quantise(model)
-        save_graph(model, folder / INT8 / "transformer.onnx")
+        round_to_int8(folder / OURS / "transformer.onnx", folder / INT8)
     if naive and not (folder / NAIVE / f"{side}.onnx").exists():
         _export_naively(folder, side)
+
+
+def round_to_int8(graph: Path, folder: Path) -> None:
+    """The INT8 form of a transformer, nothing smoothed."""
+    model = ir.load(graph)
+    quantise(model)
+    save_graph(model, folder / graph.name)
 
 
 def prepare_decode(folder: Path) -> None:
@@ -77,6 +86,40 @@ def prepare_decode(folder: Path) -> None:
     _once(folder / AUTOENCODER, lambda to: _random(_autoencoder, to))
     if not (folder / OURS / "decoder.onnx").exists():
         export_parts(Folders(folder), folder / OURS, Precision.FP32, parts=("decoder",))
+
+
+class RandomTransformer:
+    """Our transformer of Sana-0.6B's width with so many blocks, as something to export."""
+
+    def __init__(self, depth: int) -> None:
+        self.config = replace(PRESETS["sana-600m"], depth=depth)
+        self._model = SanaTransformer(self.config).eval()
+        initialise(self._model, seed=0)
+
+    @property
+    def parameters(self) -> int:
+        """How many it has."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    def transformer(self, dtype: torch.dtype) -> Any:
+        """The transformer."""
+        return self._model.to(dtype)
+
+    def autoencoder(self, dtype: torch.dtype) -> Any:
+        """A random one, a quarter as wide as DC-AE."""
+        model = Autoencoder(QUARTER).eval()
+        initialise(model, seed=0)
+        return model.to(dtype)
+
+    def text_encoder(self, dtype: torch.dtype) -> Any:
+        """There is none."""
+        raise NotImplementedError
+
+
+def prepare_narrow(folder: Path) -> None:
+    """Make the decoder that is a quarter as wide, if it is missing."""
+    if not (folder / "decoder.onnx").exists():
+        export_parts(RandomTransformer(1), folder, Precision.FP32, parts=("decoder",))
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> None:

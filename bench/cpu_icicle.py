@@ -1,11 +1,11 @@
 """Draw where a step's time goes, module by module, before and after: docs/images/cpu-step.svg.
 
-    python bench/cpu_icicle.py [--depth 2] [--size 512] [--rounds 20] [--threads 1] [--folder out/bench] [--optimum …]
+    python bench/cpu_icicle.py [--depth 28] [--size 512] [--rounds 20] [--threads 1] [--folder out/bench] [--optimum …]
 
 Before is what one gets without work of one's own: diffusers' graph as optimum-intel exports it, sizes free, 300 rows of
 text, bf16. After is ours: INT8, compiled for its size, the 26 rows there are. Both are counted by OpenVINO, of each
-operation the shortest of all rounds, and drawn to one scale: the upper rows are modules, the lowest are operations.
-Writes docs/measurements/cpu-icicle.json, too.
+operation the shortest of all rounds, and drawn to one scale: the upper rows are modules, of all blocks together, the
+lowest are operations. Writes docs/measurements/cpu-icicle.json, too.
 """
 
 import argparse
@@ -40,6 +40,9 @@ MODULES = {  # of diffusers and of ours, as both are called here
     "cross_attention": "cross-attention",
     "ff": "feed-forward",
     "feed_forward": "feed-forward",
+    "patch": "patch",
+    "time": "time",
+    "out": "out",
     "time_embed": "time",
     "modulation": "time",
     "caption_projection": "text",
@@ -110,9 +113,10 @@ def place(node: Any) -> tuple[str, ...] | None:
     for name in node.get_rt_info()["originalLayersNames"].astype(str).split(","):
         if match := NAMED.match(name.split("/")[0]):
             first, second = match.groups()
-            if not first.startswith("blocks"):
-                return (MODULES.get(first, first),)
-            return (first.replace(".", " "), MODULES.get(second or "", "modulation, norms, residuals"))
+            if first.startswith("blocks"):
+                return ("all blocks", MODULES.get(second or "", "modulation, norms, residuals"))
+            if first in MODULES:
+                return (MODULES[first],)
     return None
 
 
@@ -142,7 +146,7 @@ def after(job: Job, rounds: int) -> tuple[Any, dict[str, float]]:
 def draw(roots: Sequence[Box]) -> str:
     """Both as SVG, one above the other, to one scale."""
     scale = (WIDTH - 20) / max(root.milliseconds for root in roots)
-    lines, top = [], 44
+    lines, top = [], 24
     for root in roots:
         title = f"{root.name}: {root.milliseconds:.1f} ms"
         lines.append(f'<text x="10" y="{top - 6}" font-size="14" font-weight="bold">{escape(title)}</text>')
@@ -198,7 +202,7 @@ def shares(root: Box) -> dict[str, float]:
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, write and draw."""
     parser = argparse.ArgumentParser()
-    for name, usual in (("--depth", 2), ("--size", 512), ("--rounds", 20), ("--threads", 1)):
+    for name, usual in (("--depth", 28), ("--size", 512), ("--rounds", 20), ("--threads", 1)):
         parser.add_argument(name, type=int, default=usual)
     parser.add_argument("--folder", type=Path, default=Path("out/bench"))
     parser.add_argument("--optimum", type=Path, default=Job.peers)

@@ -140,12 +140,12 @@ def _serve(line: Connection, load: Callable[[], Run]) -> None:
         run = load()
         loaded = time.perf_counter() - begun
         answer, *first = _timed(run)
-        line.send((loaded + first[0], answer, "", tuple(first), _peak_bytes()))
+        line.send((loaded + first[0], answer, "", tuple(first), peak_bytes()))
     except Exception as error:  # anything that somebody's program may raise is a result
         line.send((0.0, None, f"{type(error).__name__}: {str(error)[:300]}", (0.0, 0.0), 0))
         return
     while line.recv() == "run":
-        line.send((*_timed(run)[1:], _peak_bytes()))
+        line.send((*_timed(run)[1:], peak_bytes()))
 
 
 def _timed(run: Run) -> tuple[NDArray[Any], float, float]:
@@ -155,7 +155,7 @@ def _timed(run: Run) -> tuple[NDArray[Any], float, float]:
     return answer, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Most memory that this process ever held; `ru_maxrss` would count what its parent held, too."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))

@@ -1,18 +1,20 @@
-"""How cost grows: a step with resolution, pictures, text and steps; attention alone, linear and softmax; decoding.
+"""How cost grows: attention, a step, decoding and building, by everything that makes them larger.
 
-    python bench/scale.py [attention step decode] [--folder out/bench/depth2] [--threads 2] [--largest 2048]
+    python bench/scale.py [attention step decode build] [--folder out/bench/depth2] [--threads 2] [--largest 4096]
 
-Each size is run in turn, several times; CPU time is kept, for it does not depend on who else is on the machine, and of
-decoding the peak memory. Slopes are of log time over log size: 1 is linear, 2 quadratic. The step is that of
-`cpu_parts.py step --depth 2`, whose graphs are used and made if need be. Writes docs/measurements/scale.json and
-docs/images/scale.png; each part alone keeps what the others wrote.
+Each size is run in turn, several times; CPU time is kept, for it does not depend on who else is on the machine. Peak
+memory is that of a process of its own, and so is the time of decoding and of building. The step is that of
+`cpu_parts.py step --depth 2`, whose graphs are used and made if need be: two of 28 blocks. The full decoder stops at
+1024²; beside it one of a quarter of the width, a sixteenth of the work, goes on. What is built is the INT8 transformer,
+at full width, with 1 to 8 blocks. Writes docs/measurements/scale.json and docs/images/scale.png (`scale_plot.py`); each
+part alone keeps what the others wrote.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,16 +22,22 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import openvino as ov
-from openvino import opset14 as op
+from sana_runtime.openvino_session import OpenVinoSession, op, ov
+from sana_runtime.session import SessionOptions
+from sana_runtime.signature import Sizes, signatures
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cpu_race import RESULTS, machine, versions
+from cpu_race import RESULTS, machine, peak_bytes, versions
+from scale_plot import plot, slope
 
 PLOT = RESULTS.parent / "images" / "scale.png"
 HEADS, WIDTH = 36, 32  # of Sana-0.6B's self-attention
 ROUNDS = 3
 DEPTH = 2
+SIDES = (8, 12, 16, 24, 32, 48, 64, 96, 128)  # of latents: pictures of 256 to 4096 pixels
+NARROW = "decoder-quarter"
+FULL_UP_TO = 1024  # pixels, of the full decoder
+TILE, OVERLAP = 512, 64
 
 Times = dict[int, float]  # seconds by size
 
@@ -43,12 +51,6 @@ def timed(ways: dict[int, Callable[[], Any]]) -> Times:
             run()
             times[size].append(time.process_time() - begun)
     return {size: round(median(each[1:]), 5) for size, each in times.items()}
-
-
-def slope(times: Times, last: int = 3) -> float:
-    """Of log time over log size, for the largest sizes: small ones are all overhead."""
-    sizes, seconds = (np.log(list(values)[-last:]) for values in (times.keys(), times.values()))
-    return round(float(np.polyfit(sizes, seconds, 1)[0]), 2)
 
 
 def attention(kind: str, tokens: int, threads: int) -> Callable[[], Any]:
@@ -71,7 +73,7 @@ def measure_attention(folder: Path, threads: int, largest: int) -> dict[str, Any
     sizes = [256 << i for i in range(8) if 256 << i <= (largest // 32) ** 2 * 4]
     found = {
         "linear": timed({n: attention("linear", n, threads) for n in sizes}),
-        "softmax": timed({n: attention("softmax", n, threads) for n in sizes if n <= 8192}),
+        "softmax": timed({n: attention("softmax", n, threads) for n in sizes if n <= (largest // 32) ** 2}),
     }
     return {f"{kind}_attention_by_tokens": times for kind, times in found.items()}
 
@@ -79,9 +81,6 @@ def measure_attention(folder: Path, threads: int, largest: int) -> dict[str, Any
 def step(folder: Path, threads: int, side: int, batch: int = 2, rows: int = 26, steps: int = 1) -> Callable[[], Any]:
     """`steps` runs of our INT8 transformer of a few blocks, compiled for one size."""
     from cpu_parts import INT8
-    from sana_runtime.openvino_session import OpenVinoSession
-    from sana_runtime.session import SessionOptions
-    from sana_runtime.signature import Sizes, signatures
 
     signature = signatures(Sizes(depth=DEPTH, dim=1152, text_dim=2304, sample_size=side))["transformer"]
     options = SessionOptions(half_products=True, threads=threads, signature=signature)
@@ -100,8 +99,10 @@ def measure_step(folder: Path, threads: int, largest: int) -> dict[str, Any]:
     from cpu_graphs import prepare_step
 
     prepare_step(folder, DEPTH, 16, naive=False)
-    sides = [side for side in (8, 12, 16, 24, 32, 48, 64, 96, 128) if 32 * side <= largest]
+    sides = [side for side in SIDES if 32 * side <= largest]
+    apart = {(32 * side) ** 2: _apart("step", str(folder), threads, side) for side in sides[::2]}
     return {
+        "step_bytes_by_pixels": {pixels: peak for pixels, (_, peak) in apart.items()},
         "step_by_tokens": timed({side * side: step(folder, threads, side) for side in sides}),
         "step_by_batch": timed({batch: step(folder, threads, 16, batch) for batch in (1, 2, 4, 8)}),
         "step_by_text": timed({rows: step(folder, threads, 16, 2, rows) for rows in (2, 26, 75, 150, 300)}),
@@ -110,84 +111,93 @@ def measure_step(folder: Path, threads: int, largest: int) -> dict[str, Any]:
 
 
 def measure_decode(folder: Path, threads: int, largest: int) -> dict[str, Any]:
-    """Decoding by pixels, whole and in tiles of 512; each in a process of its own, for its peak memory."""
-    from cpu_graphs import prepare_decode
+    """Decoding by pixels, whole and in tiles, by the full decoder and by a narrow one."""
+    from cpu_graphs import prepare_decode, prepare_narrow
 
     prepare_decode(folder)
-    sizes = [size for size in (256, 512, 1024, 2048) if size <= largest]
+    prepare_narrow(folder / NARROW)
     found: dict[str, Any] = {}
-    for name, tile in (("whole", 0), ("tiled", 512)):
-        runs = {
-            size: _apart(folder, threads, size, tile) for size in sizes if size > tile and size <= (tile or 1024) * 4
-        }
-        found[f"decode_{name}_by_pixels"] = {size**2: seconds for size, (seconds, _) in runs.items()}
-        found[f"decode_{name}_bytes_by_pixels"] = {size**2: peak for size, (_, peak) in runs.items()}
+    sizes = [size for size in (256, 512, 1024, 2048, 4096) if size <= largest]
+    for decoder, limit in (("fp32", FULL_UP_TO), (NARROW, largest)):
+        for way, tile in (("whole", 0), ("tiled", TILE)):
+            runs = {
+                size**2: _apart("decode", str(folder / decoder), threads, size, tile)
+                for size in sizes
+                if tile < size <= min(limit, 4 * (tile or 512))  # whole: as much as memory holds
+            }
+            name = f"{'narrow_' * (decoder == NARROW)}decode_{way}"
+            found[f"{name}_by_pixels"] = {size: seconds for size, (seconds, _) in runs.items()}
+            found[f"{name}_bytes_by_pixels"] = {size: peak for size, (_, peak) in runs.items()}
     return found
 
 
-def _apart(folder: Path, threads: int, size: int, tile: int) -> tuple[float, int]:
-    arguments = [sys.executable, __file__, "--here", str(folder), str(threads), str(size), str(tile)]
-    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
-    seconds, peak = json.loads(done.stdout.splitlines()[-1])
-    return seconds, peak
+def measure_build(folder: Path, threads: int, largest: int) -> dict[str, Any]:
+    """Making an INT8 transformer by its parameters."""
+    runs = {depth: _apart("build", depth, threads) for depth in (1, 2, 4, 8)}
+    return {
+        "build_by_parameters": {int(parameters): seconds for seconds, _, parameters in runs.values()},
+        "build_bytes_by_parameters": {int(parameters): peak for _, peak, parameters in runs.values()},
+    }
 
 
-def decode_here(folder: str, threads: str, size: str, tile: str) -> None:
-    """Decode once in this process; prints CPU time and peak memory."""
-    from sana_runtime.openvino_session import OpenVinoSession
-    from sana_runtime.session import SessionOptions
+def _apart(what: str, *arguments: Any) -> tuple[float, ...]:
+    """What a process of its own says: CPU seconds, peak bytes and more."""
+    command = [sys.executable, __file__, "--here", what, json.dumps(arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    print(what, *arguments, done.stdout.splitlines()[-1], flush=True)
+    return tuple(json.loads(done.stdout.splitlines()[-1]))
+
+
+def step_here(folder: str, threads: int, side: int) -> list[float]:
+    """One step in this process: CPU time and peak memory."""
+    run = step(Path(folder), threads, side)
+    run()
+    begun = time.process_time()
+    run()
+    return [time.process_time() - begun, peak_bytes()]
+
+
+def decode_here(folder: str, threads: int, size: int, tile: int) -> list[float]:
+    """Decode once in this process: CPU time, compiling included, and peak memory."""
     from sana_runtime.tiling import decode_tiled
 
-    session = OpenVinoSession(Path(folder) / "fp32" / "decoder.onnx", SessionOptions(True, int(threads)))
-    side = int(size) // 32
+    session = OpenVinoSession(Path(folder) / "decoder.onnx", SessionOptions(half_products=True, threads=threads))
+    side = size // 32
     latent = np.random.default_rng(0).standard_normal((1, 32, side, side)).astype(np.float32)
     begun = time.process_time()
-    if int(tile):
-        decode_tiled(lambda window: session.run({"latent": window})["image"], latent, int(tile), 64)
+    if tile:
+        decode_tiled(lambda window: session.run({"latent": window})["image"], latent, tile, OVERLAP)
     else:
         session.run({"latent": latent})
-    print(json.dumps([time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10]))
+    return [time.process_time() - begun, peak_bytes()]
 
 
-def plot(found: dict[str, Any]) -> None:
-    """Time over size on logarithmic axes, with the slopes that theory gives."""
-    import matplotlib
+def build_here(depth: int, threads: int) -> list[float]:
+    """Export a random transformer and round it: CPU time, peak memory, parameters."""
+    import torch
+    from cpu_graphs import RandomTransformer, round_to_int8
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from sana_export.export import export_parts
+    from sana_export.precision import Precision
 
-    panels = (
-        ("self-attention alone", "tokens", ("linear_attention_by_tokens", "softmax_attention_by_tokens")),
-        ("two blocks of Sana-0.6B, INT8", "tokens a picture", ("step_by_tokens",)),
-        ("the same at 512²", "pictures, rows of text, steps", ("step_by_batch", "step_by_text", "steps")),
-        ("decoding", "pixels", ("decode_whole_by_pixels", "decode_tiled_by_pixels")),
-    )
-    known = [panel for panel in panels if any(name in found for name in panel[2])]
-    figure, axes = pyplot.subplots(1, len(known), figsize=(5 * len(known), 4.2), squeeze=False)
-    for axis, (title, what, names) in zip(axes[0], known, strict=True):
-        for name in (name for name in names if found.get(name)):
-            times = {int(size): seconds for size, seconds in found[name].items()}
-            (line,) = axis.loglog(list(times), list(times.values()), "o-", label=f"{name} (slope {slope(times)})")
-            power = 2 if name.startswith("softmax") else 1
-            last = max(times)
-            expected = [times[last] * (size / last) ** power for size in times]
-            if "text" not in name:
-                axis.loglog(list(times), expected, ":", color=line.get_color())
-        axis.set(title=title, xlabel=what, ylabel="CPU seconds")
-        axis.legend(fontsize=7)
-    figure.suptitle("dotted: linear, and quadratic for softmax")
-    figure.tight_layout()
-    figure.savefig(PLOT, dpi=90)
+    torch.set_num_threads(threads)
+    source = RandomTransformer(depth)
+    begun = time.process_time()
+    with tempfile.TemporaryDirectory() as made:
+        part = export_parts(source, Path(made), Precision.FP32, parts=("transformer",))["transformer"]
+        (Path(made) / "int8").mkdir()
+        round_to_int8(part.graph, Path(made) / "int8")
+    return [time.process_time() - begun, peak_bytes(), source.parameters]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure what was asked for, and draw everything that is known."""
-    parts = {"attention": measure_attention, "step": measure_step, "decode": measure_decode}
+    parts = {"attention": measure_attention, "step": measure_step, "decode": measure_decode, "build": measure_build}
     parser = argparse.ArgumentParser()
     parser.add_argument("part", nargs="*", choices=[*parts, []], default=list(parts))
     parser.add_argument("--folder", type=Path, default=Path("out/bench/depth2"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--largest", type=int, default=2048)
+    parser.add_argument("--largest", type=int, default=4096)
     chosen = parser.parse_args(arguments)
     file = RESULTS / "scale.json"
     found = json.loads(file.read_text()) if file.is_file() else {}
@@ -198,11 +208,12 @@ def main(arguments: Sequence[str]) -> None:
         for name, times in found.items():
             if isinstance(times, dict) and len(times) > 1 and "by" in name:
                 print(name, times, f"slope {slope({int(size): each for size, each in times.items()})}")
-    plot(json.loads(file.read_text()))
+    plot(json.loads(file.read_text()), PLOT)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--here"]:
-        decode_here(*sys.argv[2:])
+        here = {"step": step_here, "decode": decode_here, "build": build_here}[sys.argv[2]]
+        print(json.dumps(here(*json.loads(sys.argv[3]))))
     else:
         main(sys.argv[1:])

@@ -3,10 +3,12 @@
 A bound may be lowered when a change earns it; raising one needs a reason in the commit that does.
 """
 
+import re
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -144,3 +146,10 @@ def test_starting_imports_few_modules(module):
     program = f"import sys; before = len(sys.modules); import {module}; print(len(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= MODULES[module]
+
+
+def test_bench_scripts_load_engines_through_our_doors():
+    scripts = sorted((Path(__file__).parents[2] / "bench").glob("*.py"))
+    assert len(scripts) > 20
+    loading = re.compile(r"^\s*(?:import|from) (?:onnxruntime|openvino|nncf)\b", re.M)
+    assert [script.name for script in scripts if loading.search(script.read_text())] == []
