@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from sana_calibration.choose_factors import Choice, choose_factors
-from sana_calibration.gate import Evidence, compare
+from sana_calibration.gate import Contender, Evidence, compare
 from sana_calibration.loaded import Loaded
 from sana_calibration.quantise import Quantised, quantise
 from sana_calibration.record import SAMPLED_INPUT, RecordProgress, record
@@ -120,8 +120,7 @@ class Calibration:
                 message = f"painted {done} of {total} held-out prompts{time_left(clock.left(done))}"
                 self._tell(stage, done / total, message)
 
-            contenders = self._source.contender(plan), candidate.contender(plan)
-            found = pack(compare(*contenders, self._source.decode, told))
+            found = pack(compare(self._reference, candidate.contender(plan), self._source.decode, told))
             remember(file, key, found)
         return unpack(found)
 
@@ -184,6 +183,11 @@ class Calibration:
         loaded = Loaded(self._bundle, graphs, self._hash("trial"), [switches(names)])
         self._tried = loaded
         return Trial(loaded.transformer, names, loaded.contender(self._plans.trial).painter)
+
+    @cached_property
+    def _reference(self) -> Contender:
+        """Float, which paints the gate's prompts once for every round of it."""
+        return self._source.contender(self._plans.gate)
 
     def _measured(self, done: int, total: int) -> None:
         self._tell("sensitivity", done / total, f"tried {done} of {total} products alone in INT8")

@@ -29,6 +29,14 @@ class Contender:
 
     painter: Painter
     run: RunPart
+    _painted: dict[int, tuple[Latent, list[Arrays]]] = field(default_factory=dict, repr=False)
+
+    def path(self, index: int) -> tuple[Latent, list[Arrays]]:
+        """A prompt's finished latent, and every velocity on the way to it; painted once, however often it is asked."""
+        if index not in self._painted:
+            velocities: list[Arrays] = []
+            self._painted[index] = self.painter.paint(index, _remembering(self.run, velocities)), velocities
+        return self._painted[index]
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,7 @@ def compare(
     evidence = Evidence()
     total = len(reference.painter.plan.prompts)
     for index in range(total):
-        velocities: list[Arrays] = []
-        expected = reference.painter.paint(index, _remembering(reference.run, velocities))
+        expected, velocities = reference.path(index)
         candidate.painter.paint(index, _led(candidate.run, velocities, evidence))
         actual = candidate.painter.paint(index, candidate.run)
         evidence.latent_cosines.append(cosine(actual, expected))

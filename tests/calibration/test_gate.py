@@ -101,6 +101,19 @@ def test_int8_is_measured_at_every_step_and_passes(contenders):
     enforce(evidence, Limits())
 
 
+def test_the_reference_is_painted_once_for_every_round_of_the_gate(contenders):
+    runs = []
+
+    def run(part, feeds):
+        runs.append(part)
+        return contenders[0].run(part, feeds)
+
+    reference = Contender(contenders[0].painter, run)
+    first, second = (compare(reference, contenders[1], decode) for _ in range(2))
+    assert first.velocity_errors == second.velocity_errors
+    assert len(runs) == 3 * len(PLAN.solver.timesteps)
+
+
 def test_an_error_at_one_step_is_seen_at_that_step_and_in_the_picture(contenders):
     reference, candidate = contenders
     wrong = float(PLAN.solver.timesteps[2])
