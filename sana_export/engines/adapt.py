@@ -3,10 +3,11 @@
 The attention plugin is given the packed tensor that q, k and v are thirds of, which spares three copies a block; the
 plugin for the middle of the Mix-FFN takes the place of the nodes that compute it, when it is asked for.
 Turing (compute capability 7.5) has no fp32 matrix products. Linear attention without the plugin gets the body that
-does with fp16 ones, and INT8 products give fp16 sums, whose steps are applied in fp32 afterwards.
+does with fp16 ones, INT8 products give fp16 sums, whose steps are applied in fp32 afterwards, and the fp32 products
+that an INT8 bundle keeps are fp16 ones, as in an fp16 bundle.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
@@ -50,11 +51,11 @@ def _suit_turing(model: onnx.ModelProto) -> bool:
 
 
 def _narrow_products(graph: onnx.GraphProto) -> bool:
-    """Give every INT8 product an fp16 sum; whether there were any."""
-    dequantised = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
-    products = [node for node in graph.node if node.op_type == "MatMul" and set(node.input) <= set(dequantised)]
-    if not products:
+    """Give every INT8 product an fp16 sum; whether there were any, and then other products have fp16 factors, too."""
+    if not any(map(_int8_among(graph), graph.node)):
         return False
+    _halve_products(graph)
+    dequantised, products = _dequantised(graph), list(filter(_int8_among(graph), graph.node))
     rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
     steps: dict[str, str] = {}
     for product in products:
@@ -71,6 +72,36 @@ def _narrow_products(graph: onnx.GraphProto) -> bool:
     constants = {STEP: np.float16(TURING_STEP), UNIT: np.float16(1), BACK: np.float32(1 / TURING_STEP)}
     graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in constants.items())
     return True
+
+
+def _dequantised(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """What makes tokens and weights of codes, by what it makes."""
+    return {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+
+
+def _int8_among(graph: onnx.GraphProto) -> Callable[[onnx.NodeProto], bool]:
+    """A function that says of a node whether it is an INT8 product."""
+    codes = set(_dequantised(graph))
+    return lambda node: node.op_type == "MatMul" and set(node.input) <= codes
+
+
+def _halve_products(graph: onnx.GraphProto) -> None:
+    """Let fp32 products be fp16 ones, but for those in INT8."""
+    is_int8 = _int8_among(graph)
+    wide = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    nodes = []
+    for node in graph.node:
+        if node.op_type not in ("MatMul", "Gemm") or node.output[0] not in wide or is_int8(node):
+            nodes.append(node)
+            continue
+        result, half = node.output[0], f"{node.output[0]}.half"
+        for i, name in enumerate(node.input):
+            node.input[i] = f"{half}.{i}"
+            nodes.append(helper.make_node("Cast", [name], [node.input[i]], name=node.input[i], to=TensorProto.FLOAT16))
+        node.output[0] = half
+        nodes += [node, helper.make_node("Cast", [half], [result], name=f"{half}.wide", to=TensorProto.FLOAT)]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _scaled(node: onnx.NodeProto, steps: dict[str, str]) -> Iterator[onnx.NodeProto]:

@@ -44,13 +44,14 @@ class Graphs:
 
 @pytest.fixture(scope="module")
 def graphs(random_model, export, tmp_path_factory):
-    """fp16 as exported, and the forms that are made from it."""
-    part = export(random_model(), "fp16", ("transformer",))["transformer"]
-    paths = {"fp16": part.graph}
-    for name, change in FORMS.items():
-        model = ir.load(part.graph)
-        change(model)
-        paths[name] = tmp_path_factory.mktemp(name) / "transformer.onnx"
+    """fp16 as exported, and the forms that are made from it; an INT8 bundle's is made from fp32."""
+    part, wide = (export(random_model(), form, ("transformer",))["transformer"] for form in ("fp16", "fp32"))
+    paths = {"fp16": part.graph, "fp32": wide.graph}
+    sources = dict.fromkeys(FORMS, part.graph) | {"int8 bundle": wide.graph}
+    for name, source in sources.items():
+        model = ir.load(source)
+        FORMS.get(name, quantise)(model)
+        paths[name] = tmp_path_factory.mktemp("form") / "transformer.onnx"
         save_graph(model, paths[name])
     products = frozenset(product.name for product in chosen(ir.load(part.graph)))
     return Graphs(paths, products, engine_signature(part.signature))
@@ -202,6 +203,24 @@ def test_a_graph_that_is_gone_is_said_in_one_sentence(job, tmp_path):
     with pytest.raises(BackendError, match="transformer for compute capability") as raised:
         build_engine(gone)
     assert "\n" not in str(raised.value)
+
+
+@needs_library
+@pytest.mark.parametrize("plugins", [True, False])
+def test_of_an_int8_bundle_turing_gets_no_fp32_product(plugins, plan, graphs):
+    products = plan("int8 bundle", TURING, plugins, plugins)
+    assert {one.operands[:2] for one in products.products} == {("int8", "int8"), ("half", "half")}
+    assert _int8_products(products) == graphs.products
+
+
+def test_what_turing_gets_of_an_int8_bundle_is_nearer_to_it_than_int8_is_to_fp32(job, graphs):
+    narrowed = graphs.paths["int8 bundle"].with_name("turing.onnx")
+    narrowed.write_bytes(adapted(job("int8 bundle", TURING, False)))
+    feeds = graphs.signature.example_feeds(batch=2, rows=5, height=3, width=4)
+    feeds["text_kv"] = feeds["text_kv"].astype(np.float32)
+    paths = graphs.paths["fp32"], graphs.paths["int8 bundle"], narrowed
+    exact, rounded, turing = (onnxruntime.InferenceSession(path).run(None, feeds)[0] for path in paths)
+    assert 0 < np.linalg.norm(turing - rounded) < np.linalg.norm(rounded - exact)
 
 
 def test_turings_int8_graph_computes_what_the_portable_one_does(job, graphs):
