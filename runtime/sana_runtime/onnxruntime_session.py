@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sana_runtime.bfloat16 import widened
 from sana_runtime.errors import BackendError, MemoryLimitError
+from sana_runtime.rules import printable
 from sana_runtime.session import Arrays, Device, Interrupted, SessionOptions, contiguous
 from sana_runtime.unreported import declining
 
@@ -37,7 +38,9 @@ HARMFUL_OPTIMIZERS = ["MatMulAddFusion"]
 
 def _session_options(options: SessionOptions) -> ort.SessionOptions:
     settings = ort.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = (
+        4  # errors are raised; the log would write a stranger's names to the terminal as they are
+    )
     settings.intra_op_num_threads = options.threads
     settings.enable_mem_pattern = False  # shapes change from call to call
     return settings
@@ -106,7 +109,7 @@ class OnnxruntimeSession:
 
 def _translated(error: Exception, what: str) -> BackendError | MemoryLimitError:
     """One line out of onnxruntime's message."""
-    why = " ".join(str(error).split())
+    why = printable(str(error))
     if "alloc" in why.lower() or isinstance(error, MemoryError):
         return MemoryLimitError(f"{what}: not enough memory ({why}); try a smaller size or fewer pictures")
     return BackendError(f"{what}: {why}")

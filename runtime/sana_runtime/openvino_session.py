@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sana_runtime.compiled_models import CompiledModels, keeping, origin
 from sana_runtime.errors import BackendError, MemoryLimitError, SanaError
 from sana_runtime.memory import available_memory
+from sana_runtime.rules import printable
 from sana_runtime.session import Arrays, Interrupted, SessionOptions, contiguous
 from sana_runtime.signature import Signature
 from sana_runtime.unreported import without
@@ -246,7 +247,9 @@ class OpenVinoSession:
 def _translated(error: Exception, what: str) -> BackendError | MemoryLimitError:
     """OpenVINO reports everything with pages of text; keep the one line that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    why = next((line for line in reversed(lines) if not line.startswith("Exception from")), "no reason given")
+    why = printable(
+        next((line for line in reversed(lines) if not line.startswith("Exception from")), "no reason given")
+    )
     if "alloc" in why.lower() or "memory" in why.lower():
         return MemoryLimitError(f"{what}: not enough memory ({why}); try a smaller size or fewer pictures")
     return BackendError(f"{what}: {why}")

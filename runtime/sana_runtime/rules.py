@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Protocol
 
-__all__ = ["USUAL", "Choice", "Json", "Keys", "Length", "Range", "Rule", "Text", "shown"]
+__all__ = ["USUAL", "Choice", "Json", "Keys", "Length", "Range", "Rule", "Text", "printable", "shown"]
 
 Json = dict[str, Any]
 
@@ -113,6 +113,11 @@ PLAIN_TEXT = Text(r"[^\x00-\x1f\x7f-\x9f]{0,2000}", "text of at most 2,000 chara
 WHOLE = Range(0, 2**63 - 1)
 FINITE = Range(-1e30, 1e30)
 USUAL: dict[type, tuple[Rule, ...]] = {str: (PLAIN_TEXT,), int: (WHOLE,), float: (FINITE,)}
+
+
+def printable(text: str) -> str:
+    """What another library says, on one line, and without the terminal codes of a file that it may quote."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
 def shown(value: Any) -> str:

@@ -1,7 +1,10 @@
 """Bundles made to mislead, stall or kill their reader; each of these got through once."""
 
+import ast
 import json
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import zlib
@@ -209,3 +212,32 @@ def test_lying_sizes_are_refused_with_little_allocated(folder, declare, times, f
     tracemalloc.stop()
     figure(3, f"{count:,} graphs that lie about sizes: all refused, {peak / 1e6:.1f} MB allocated at most")
     assert peak < 16 << 20
+
+
+FAILING = """
+import sys
+from pathlib import Path
+import numpy as np
+from sana_runtime.errors import BackendError
+from sana_runtime.session import Device, SessionOptions, open_session
+session = open_session(Path(sys.argv[1]), Device(sys.argv[2]), SessionOptions(threads=1))
+try:
+    session.run({"x": np.ones((2, 3), np.float32)})
+except BackendError as error:
+    print(ascii(str(error)))
+"""
+
+
+@pytest.mark.parametrize("device", ["onnxruntime", "cpu"])
+def test_a_name_that_steers_a_terminal_does_not_reach_it_when_the_graph_fails(device, tmp_path):
+    """Engines put names of nodes into messages, and onnxruntime wrote them to the terminal besides."""
+    nodes = [helper.make_node("MatMul", ["x", "x"], ["y"], name="a\x1b[2Jb\x07\nc")]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "m"]) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "x.onnx")
+    command = [sys.executable, "-c", FAILING, str(tmp_path / "x.onnx"), device]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    message = ast.literal_eval(done.stdout)
+    assert message.isprintable() and done.stderr == ""
+    if device == "onnxruntime":
+        assert "a\\x1b[2Jb\\x07 c" in message
