@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sana_calibration.prompts import read_prompts
 from sana_runtime.bundle import Bundle, open_bundle, seal
+from sana_runtime.compiled_models import nothing_kept
 from sana_runtime.errors import BundleError, MemoryLimitError, UsageError
 from sana_runtime.manifest import Defaults, GoldenRecord, Manifest, Part
 from sana_runtime.names import LICENCES
@@ -135,7 +136,8 @@ def _write_int8(
         on_step(replace(step, fraction=FLOAT_SHARE + (1 - FLOAT_SHARE) * step.fraction))
 
     if not _is_finished(work):
-        _write_float(checkpoint, terms, Precision.INT8, work, work, first)
+        with nothing_kept():
+            _write_float(checkpoint, terms, Precision.INT8, work, work, first)
     write_int8(open_bundle(work), stage, int8 or Int8Settings(), then)
 
 

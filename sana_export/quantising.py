@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 from sana_calibration.gate import Limits, enforce
 from sana_calibration.loaded import source_key
 from sana_runtime.bundle import Bundle, open_bundle, seal
+from sana_runtime.compiled_models import nothing_kept
 from sana_runtime.errors import BusyError, UsageError
 from sana_runtime.manifest import Manifest
 from sana_runtime.publish import publishing
@@ -80,7 +81,7 @@ def write_int8(bundle: Bundle, stage: Path, settings: Int8Settings, on_step: OnB
         furthest = max(furthest, first + (last - first) * fraction)
         on_step(BuildStep(stage, furthest, message))
 
-    with _cache(plans.recording.key(source_key(bundle))) as cache, _scratch(stage) as scratch:
+    with nothing_kept(), _cache(plans.recording.key(source_key(bundle))) as cache, _scratch(stage) as scratch:
         calibration = Calibration(bundle, plans, Places(cache, scratch, stage), tell)
         findings = _find(calibration, bundle, plans, settings)
     tell("verify", 0.5, "painting the golden pictures with the INT8 bundle")

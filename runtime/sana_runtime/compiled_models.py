@@ -15,8 +15,9 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ from numpy.typing import NDArray
 from sana_runtime.errors import SanaError
 from sana_runtime.private_files import make_private, open_private, replace_private, signing_key
 
-__all__ = ["SWITCH", "CompiledModels", "KeptModel", "compiled_folder", "keeping", "origin"]
+__all__ = ["SWITCH", "CompiledModels", "KeptModel", "compiled_folder", "keeping", "nothing_kept", "origin"]
 
 SWITCH = "SANA_EXPORT_COMPILED"  # "off" in the environment: nothing is kept, and nothing kept is used
 MAGIC = b"SANACPU1"
 MAC_BYTES, PAGE = 32, 4096
 LIMIT = 8 << 30  # bytes: about a dozen sizes of picture of Sana-0.6B
 ABANDONED = 3600.0  # seconds after which a file that was never finished is removed
+
+_passing: ContextVar[bool] = ContextVar("passing", default=False)
 
 MadeOf = Mapping[str, Any]  # everything that the compiled model depends on, as JSON has it; "part" names it
 
@@ -49,9 +52,19 @@ class KeptModel:
     made_of: MadeOf
 
 
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Keep no model that this thread compiles meanwhile: its graph will be gone again before the next start."""
+    token = _passing.set(True)
+    try:
+        yield
+    finally:
+        _passing.reset(token)
+
+
 def keeping() -> bool:
     """Whether compiled models are kept at all."""
-    return os.environ.get(SWITCH, "").lower() not in ("off", "0", "no")
+    return not _passing.get() and os.environ.get(SWITCH, "").lower() not in ("off", "0", "no")
 
 
 def compiled_folder() -> Path:

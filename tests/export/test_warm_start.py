@@ -8,7 +8,7 @@ import pytest
 from sana_calibration.quantise import quantise
 from sana_reference.config import PRESETS
 from sana_runtime import openvino_session
-from sana_runtime.compiled_models import SWITCH, CompiledModels
+from sana_runtime.compiled_models import SWITCH, CompiledModels, nothing_kept
 from sana_runtime.openvino_session import OpenVinoSession
 from sana_runtime.session import SessionOptions
 
@@ -33,6 +33,9 @@ def test_an_int8_step_read_back_gives_the_same_numbers_for_each_size(random_mode
         session = OpenVinoSession(graph, SessionOptions(threads=1, signature=part.signature))
         return [session.run(feeds)["velocity"] for feeds in sizes]
 
+    with nothing_kept():
+        velocities()
+    assert not CompiledModels().entries()
     compiled = velocities()
     assert len(CompiledModels().entries()) == len(sizes)
     assert "compiled (for this CPU: transformer)" in render(entries(), [], 0)
