@@ -40,20 +40,22 @@ weights repeat, which makes the engines' files smaller than real weights would.
 |---|---|---|---|---|---|---|---|---|---|
 """
 
-# preset, blocks (0: all), part, form, capabilities, plugin
-CASES: dict[str, tuple[str, int, str, str, tuple[int, ...], bool]] = {
-    "sana-600m fp16": ("sana-600m", 0, "transformer", "fp16", AMPERE_ON, True),
-    "sana-600m int8": ("sana-600m", 0, "transformer", "int8", AMPERE_ON, True),
-    "dc-ae bf16 decoder": ("sana-600m", 0, "decoder", "bf16", AMPERE_ON, False),
-    "dc-ae fp32 decoder": ("sana-600m", 0, "decoder", "fp32", AMPERE_ON, False),
-    "2 blocks fp16": ("sana-600m", 2, "transformer", "fp16", AMPERE_ON, True),
-    "2 blocks fp16, no plugin": ("sana-600m", 2, "transformer", "fp16", AMPERE_ON, False),
-    "2 blocks int8": ("sana-600m", 2, "transformer", "int8", AMPERE_ON, True),
-    "2 blocks int8, no plugin": ("sana-600m", 2, "transformer", "int8", AMPERE_ON, False),
-    "2 blocks fp8": ("sana-600m", 2, "transformer", "fp8", ADA_ON, True),
-    "2 blocks int4": ("sana-600m", 2, "transformer", "int4", AMPERE_ON, True),
-    "2 blocks fp16 Turing": ("sana-600m", 2, "transformer", "fp16", TURING, True),
-    "2 blocks int8 Turing": ("sana-600m", 2, "transformer", "int8", TURING, True),
+# preset, blocks (0: all), part, form, capabilities, plugin; whether the middle of the Mix-FFN is one, too
+CASES: dict[str, tuple[str, int, str, str, tuple[int, ...], bool, bool]] = {
+    "sana-600m fp16": ("sana-600m", 0, "transformer", "fp16", AMPERE_ON, True, False),
+    "sana-600m int8": ("sana-600m", 0, "transformer", "int8", AMPERE_ON, True, False),
+    "dc-ae bf16 decoder": ("sana-600m", 0, "decoder", "bf16", AMPERE_ON, False, False),
+    "dc-ae fp32 decoder": ("sana-600m", 0, "decoder", "fp32", AMPERE_ON, False, False),
+    "2 blocks fp16": ("sana-600m", 2, "transformer", "fp16", AMPERE_ON, True, False),
+    "2 blocks fp16, no plugin": ("sana-600m", 2, "transformer", "fp16", AMPERE_ON, False, False),
+    "2 blocks int8": ("sana-600m", 2, "transformer", "int8", AMPERE_ON, True, False),
+    "2 blocks int8, fused Mix-FFN": ("sana-600m", 2, "transformer", "int8", AMPERE_ON, True, True),
+    "2 blocks int8, no plugin": ("sana-600m", 2, "transformer", "int8", AMPERE_ON, False, False),
+    "2 blocks fp8": ("sana-600m", 2, "transformer", "fp8", ADA_ON, True, False),
+    "2 blocks int4": ("sana-600m", 2, "transformer", "int4", AMPERE_ON, True, False),
+    "2 blocks fp16 Turing": ("sana-600m", 2, "transformer", "fp16", TURING, True, False),
+    "2 blocks int8 Turing": ("sana-600m", 2, "transformer", "int8", TURING, True, False),
+    "2 blocks int8 Turing, fused Mix-FFN": ("sana-600m", 2, "transformer", "int8", TURING, True, True),
 }
 
 
@@ -87,7 +89,7 @@ def reform(source: Path, form: str, target: Path) -> None:
 
 def graph_of(case: str, work: Path) -> Path:
     """The case's graph, written in processes of their own unless it is there."""
-    preset, blocks, part, form, _, _ = CASES[case]
+    preset, blocks, part, form, *_ = CASES[case]
     precision = "fp16" if form in NARROW else form
     graphs = [work / f"{preset}-{blocks}-{kind}" / f"{part}.onnx" for kind in (precision, form)]
     if not graphs[0].exists():
@@ -101,12 +103,12 @@ def measure(case: str, work: Path) -> dict[str, Any]:
     """Build the case's engine and read its plan."""
     from sana_reference.config import PRESETS
 
-    preset, blocks, part, form, capabilities, plugin = CASES[case]
+    preset, blocks, part, form, capabilities, plugin, fused = CASES[case]
     config = replace(PRESETS[preset], depth=blocks) if blocks else PRESETS[preset]
     precision = Precision("fp16" if form in NARROW else form)
     profiles = engine_signature(signatures(sizes_of(config, precision))[part]).profiles()
     graph, output = graph_of(case, work), work / "engine"
-    built = build_engine(EngineJob(part, graph, output, profiles, capabilities, plugin=plugin))
+    built = build_engine(EngineJob(part, graph, output, profiles, capabilities, plugin=plugin, fused_mix_ffn=fused))
     plan = read_plan(output.read_bytes())
     output.unlink()
     assert plan is not None

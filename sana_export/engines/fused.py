@@ -120,7 +120,7 @@ class _Middle:
     def place(self) -> str:
         """The Mix-FFN's name."""
         (convolution,) = (node for node in self.nodes if node.op_type == "Conv")
-        return convolution.name.removesuffix(".depthwise.Conv")
+        return str(convolution.name).removesuffix(".depthwise.Conv")
 
 
 def _is_like(node: onnx.NodeProto, like: onnx.NodeProto) -> bool:
