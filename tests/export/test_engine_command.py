@@ -87,6 +87,7 @@ def test_what_turing_cannot_compute_is_refused_in_one_sentence_with_exit_code_5(
         (("--sm", "89", "--part", "nose"), "has no part nose"),
         (("--sm", "89", "--target", "tensorrt"), "has no effect"),
         (("--sm", "89", "--sizes", "huge"), "give all, a side"),
+        (("--sm", "89", "--fused-mix-ffn"), "needs an INT8 transformer, and the plugin; build without it"),
     ],
 )
 @needs_library
