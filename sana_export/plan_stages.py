@@ -78,13 +78,13 @@ def plan_calibration(
     )
     weights, products = numbers["transformer"], len(count_products(sizes))
     tried = effort.trials * min(effort.trial_steps, habits.steps) * (products + 2) * rows
-    judged = 2 * effort.held_out * habits.steps * rows  # once with the text encoder in float, once in INT8
+    judged = effort.held_out * habits.steps * rows
     seconds = (
         _painting(weights, side, effort.samples * habits.steps * rows, FLOAT_RATE)
         + _painting(weights, trial_side, tried, FLOAT_RATE)  # the trial's graph computes every product both ways
         + _painting(weights, trial_side, tried, INT8_RATE)
         + _painting(weights, side, judged, FLOAT_RATE)
-        + _painting(weights, side, 2 * judged, INT8_RATE)
+        + _painting(weights, side, 4 * judged, INT8_RATE)  # on the float path and its own, text in float and in INT8
         + _decoding(numbers["decoder"], side, 4 * effort.held_out, FLOAT_RATE)
     )
     return StagePlan("calibration", _calibrating(parts), seconds)

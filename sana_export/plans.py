@@ -35,7 +35,7 @@ class Effort:
 
 
 SMALL = Effort(samples=8, held_out=8, trials=1, trial_steps=6, longest=512, trial_longest=512)
-LARGE = Effort(samples=6, held_out=3, trials=1, trial_steps=2, longest=512, trial_longest=256)
+LARGE = Effort(samples=4, held_out=3, trials=1, trial_steps=2, longest=512, trial_longest=256)
 SMALL_MODEL = 4096  # depth times width, up to which a model is small; Sana 0.6B has 32,256
 
 
