@@ -210,7 +210,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = chosen.folder / f"depth{chosen.depth}"
     job = Job(folder, chosen.size // 32, chosen.threads, chosen.depth, chosen.optimum)
     prepare_step(job.folder, job.depth, job.side, naive=False)
-    cpu_optimum.prepare(job.folder, job.peers)
+    cpu_optimum.prepare(job.folder, job.peers, ("float",))
     roots = [tree(BEFORE, *before(job, chosen.rounds)), tree(AFTER, *after(job, chosen.rounds))]
     found = {root.name: {"shares": shares(root), "milliseconds": root.told} for root in roots}
     facts = {"depth": job.depth, "size": chosen.size, "threads": job.threads}

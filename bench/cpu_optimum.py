@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cpu_race import Run
 
 PIPELINE = "pipeline"
-FORMS = ("float", "weights", "hybrid", "static")
 PROMPTS = ["a small wooden house beside a quiet lake at sunrise"]  # one prompt is 20 steps to calibrate with
 SAMPLES = 4
 SIZE = 16  # side of the latent that the pipeline is told it was trained for: else it would calibrate at 1024²
@@ -36,14 +36,14 @@ def enter(peers: Path) -> None:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
-def prepare(folder: Path, peers: Path) -> None:
+def prepare(folder: Path, peers: Path, forms: Sequence[str]) -> None:
     """Make what is missing for a race of steps."""
-    if not (folder / PIPELINE).exists() and peers.is_dir():
+    if forms and not (folder / PIPELINE).exists() and peers.is_dir():
         write_pipeline(folder / "diffusers", folder / PIPELINE)
-    convert(folder / PIPELINE, folder, peers, FORMS)
+    convert(folder / PIPELINE, folder, peers, forms)
 
 
-def convert(pipeline: Path, folder: Path, peers: Path, forms: tuple[str, ...]) -> None:
+def convert(pipeline: Path, folder: Path, peers: Path, forms: Sequence[str]) -> None:
     """Write the forms that are missing, each in a process of its own."""
     for form in forms:
         target = folder / f"optimum-{form}"

@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_optimum
 import limits
-from cpu_race import Contender, Run, race, report
+from cpu_race import Contender, Run, only, race, report
 
 TEXT_DIM, TOKENS, PADDED = 2304, (26, 2), 300  # states of the prompt and of its empty negative, BOS included
 FULL_DEPTH = 28
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("part", choices=("step", "decode"))
     for name, usual in (("--depth", FULL_DEPTH), ("--size", 512), ("--threads", 2), ("--rounds", 5)):
         parser.add_argument(name, type=int, default=usual)
-    parser.add_argument("--only", nargs="*", help="contenders, by the beginning of their names")
+    parser.add_argument("--only", nargs="*", help="contenders, by name or by the beginning of several")
     parser.add_argument("--folder", type=Path, default=Path("out/bench"))
     parser.add_argument("--optimum", type=Path, default=Job.peers, help="folder of optimum-intel's packages")
     parser.add_argument("--to", help="name of the results, without .json")
@@ -213,11 +213,11 @@ def main(arguments: Sequence[str]) -> None:
     folder = chosen.folder / f"depth{chosen.depth}"
     job = Job(folder, chosen.size // 32, chosen.threads, chosen.depth, chosen.optimum)
     everybody = {"step": step_contenders, "decode": decode_contenders}[chosen.part](job)
-    racing = [each for each in everybody if not chosen.only or each.name.startswith(tuple(chosen.only))]
+    racing = only(everybody, chosen.only)
     if chosen.part == "step":
         prepare_step(job.folder, job.depth, job.side, naive=any("diffusers' graph" in each.name for each in racing))
-        if any(each.name.startswith("optimum") for each in racing):
-            cpu_optimum.prepare(job.folder, job.peers)
+        forms = {each.load.args[1] for each in racing if each.name.startswith("optimum")}  # type: ignore[attr-defined]
+        cpu_optimum.prepare(job.folder, job.peers, sorted(forms))
     else:
         prepare_decode(job.folder)
     facts = {"part": chosen.part, "size": chosen.size, "depth": job.depth, "of_depth": FULL_DEPTH}

@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_optimum
-from cpu_race import Contender, Result, Run, race, race_apart, report
+from cpu_race import Contender, Result, Run, only, race, race_apart, report
 
 PROMPTS = ("a red circle above a blue square", "three yellow stars", "a green triangle", "two orange squares")
 GUIDANCE = 4.5
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=NANO)
     for name, usual in (("--size", 0), ("--steps", 20), ("--rounds", 3), ("--threads", 2)):
         parser.add_argument(name, type=int, default=usual)
-    parser.add_argument("--only", nargs="*", help="contenders, by the beginning of their names")
+    parser.add_argument("--only", nargs="*", help="contenders, by name or by the beginning of several")
     parser.add_argument("--apart", action="store_true", help="a process for every turn")
     parser.add_argument("--made", type=Path, default=Path("out/bench/pictures"))
     parser.add_argument("--optimum", type=Path, default=Path("out/bench/optimum"))
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str]) -> None:
     name = "nano" if chosen.folder == NANO else chosen.folder.name
     size = chosen.size or (128 if name == "nano" else 512)
     job = Job(chosen.folder, chosen.made / name, chosen.optimum, size, chosen.steps, chosen.threads)
-    racing = [each for each in contenders(job) if not chosen.only or each.name.startswith(tuple(chosen.only))]
+    racing = only(contenders(job), chosen.only)
     prepare(job, [each.name for each in racing])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     results = (race_apart if chosen.apart else race)(racing, chosen.rounds, job.threads)

@@ -74,6 +74,13 @@ class Result:
         return ("wall", self.wall), ("cpu", self.cpu)
 
 
+def only(contenders: Sequence[Contender], names: Sequence[str] | None) -> list[Contender]:
+    """Those of these names; a name that is nobody's stands for all that begin with it. All, if none are given."""
+    known = {each.name for each in contenders}
+    starts = tuple(name for name in names or [""] if name not in known)
+    return [each for each in contenders if each.name in (names or ()) or (starts and each.name.startswith(starts))]
+
+
 def race(contenders: Sequence[Contender], rounds: int, threads: int) -> list[Result]:
     """Load all, run each once unmeasured, then `rounds` times in turn."""
     os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
