@@ -10,7 +10,7 @@ from typing import Any
 
 from sana_runtime.memory import available_memory
 
-__all__ = ["examine", "render"]
+__all__ = ["cards", "examine", "render"]
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
 # What each library gives, and from which version on we use it: older ones have known holes or lack what we need.
@@ -31,16 +31,16 @@ def examine() -> dict[str, Any]:
     """Everything that `doctor` shows."""
     features = [feature for feature in FEATURES if feature in _processor_flags()]
     libraries = {name: _library(name, least) for name, (least, _, _) in LIBRARIES.items()}
-    cards = _cards()
+    found = cards()
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "features": features,
         "memory": available_memory(),
-        "cards": cards,
+        "cards": found,
         "libraries": libraries,
-        "more": _more(cards, libraries),
+        "more": _more(found, libraries),
         **_recommended(features, libraries),
     }
 
@@ -78,9 +78,9 @@ def _recommended(features: list[str], libraries: dict[str, Any]) -> dict[str, st
     return {"device": "cpu", "precision": "fp32", "why": "this processor has no 16-bit products, so fp32 is as fast"}
 
 
-def _more(cards: list[str], libraries: dict[str, Any]) -> str:
+def _more(found: list[str], libraries: dict[str, Any]) -> str:
     """What would let a card that is here paint; empty without one."""
-    if not cards:
+    if not found:
         return ""
     engines = [name for name in ("tensorrt-rtx", "tensorrt") if libraries[name]["usable"]]
     if not engines:
@@ -112,7 +112,7 @@ def _processor_flags() -> set[str]:
     return next((set(line.split(":")[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
 
 
-def _cards() -> list[str]:
+def cards() -> list[str]:
     """Name, compute capability, driver and memory of each NVIDIA card, as the driver's own tool tells."""
     if shutil.which(QUERY[0]) is None:
         return []

@@ -6,6 +6,8 @@ from pathlib import Path
 import platformdirs
 from sana_runtime.errors import UsageError
 
+from sana_export.remembering import write_note
+
 __all__ = ["latest_bundle", "remember_bundle"]
 
 NOTE = "last-bundle"
@@ -17,16 +19,12 @@ def _note() -> Path:
 
 def remember_bundle(path: Path) -> None:
     """Make `path` the bundle that commands use when none is named."""
-    note = _note()
-    note.parent.mkdir(parents=True, exist_ok=True)
-    fresh = note.with_name(f"{NOTE}.{os.getpid()}")
-    fresh.write_text(str(path.absolute()), encoding="utf-8")
-    fresh.replace(note)
+    write_note(_note(), os.fsencode(path.absolute()))  # a path may hold bytes that are no text
 
 
 def latest_bundle() -> Path:
     """The bundle that was built last; UsageError when there is none."""
     try:
-        return Path(_note().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        return Path(os.fsdecode(_note().read_bytes()))
+    except OSError:
         raise UsageError("no bundle was built yet; name one with --bundle, or run `sana-export build`") from None

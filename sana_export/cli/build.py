@@ -49,6 +49,7 @@ def command(
         from sana_export.latest import remember_bundle
         from sana_export.origin import Origin
         from sana_export.precision import Precision
+        from sana_export.verified import remember_verified
 
         if ctx.get_parameter_source("model") is click.core.ParameterSource.DEFAULT:
             reporter.note("no MODEL given: building nano, the small model that is built in")
@@ -57,6 +58,7 @@ def command(
         source, int8, tell = Origin(model, **origin), Int8Settings(prompts, samples, force), reporter.build_step
         bundle = build(source, target, Precision(precision), resume=resume, int8=int8, on_step=tell)
         remember_bundle(target)
+        remember_verified(target, "auto")  # its golden pictures were painted on it a moment ago
         reporter.result(str(target), bundle=str(target), digest=bundle.digest, size=bundle.size)
 
 

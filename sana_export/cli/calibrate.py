@@ -27,8 +27,10 @@ def command(
         except ImportError as error:
             raise BackendError(f"calibration needs {error.name}; run `pip install 'sana-export[build]'`") from None
         from sana_export.latest import remember_bundle
+        from sana_export.verified import remember_verified
 
         target = output or bundle.resolve().with_name(f"{bundle.resolve().name}-int8")
         made = calibrate(bundle, target, Int8Settings(prompts, samples, force), reporter.build_step)
         remember_bundle(target)
+        remember_verified(target, "auto")  # its golden pictures were painted on it a moment ago
         reporter.result(str(target), bundle=str(target), digest=made.digest, size=made.size)

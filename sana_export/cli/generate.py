@@ -38,6 +38,7 @@ STAGES = {"text": (0.0, 0.05), "paint": (0.05, 0.9), "decode": (0.9, 1.0)}  # sh
 def command(bundle: Path, as_json: bool, **options: Any) -> None:
     """Paint PROMPT and write a PNG; its path is printed."""
     from sana_export.generate import Order, generate
+    from sana_export.verified import advice
 
     if options["strength"] is not None and options["image"] is None:
         raise UsageError("--strength has no effect without --image; add --image or leave it out")
@@ -53,5 +54,7 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
             told = "" if left is None else f", {left:.0f} s left"
             reporter.step(stage, fraction, f"picture {done + 1} of {total}: {stage} {index}/{of}{told}")
 
-        for painted in generate(bundle, order, on_step):
+        for number, painted in enumerate(generate(bundle, order, on_step)):
+            if number == 0 and (told := advice(bundle, order.device)):
+                reporter.note(told)
             reporter.result(str(painted.path), path=str(painted.path), seed=painted.seed, seconds=painted.seconds)

@@ -42,6 +42,7 @@ def command(bundles: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     except ImportError as error:
         raise BackendError(f"serving needs {error.name}; run `pip install 'sana-export[serve]'`") from None
     from sana_export.latest import latest_bundle
+    from sana_export.verified import advice
 
     reporter = Reporter(as_json=as_json)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -52,6 +53,8 @@ def command(bundles: tuple[Path, ...], as_json: bool, **options: Any) -> None:
         for path in paths:
             prepare_engines(path, options["device"], opening)
         server = open_server(paths, _options(options))
+        for told in filter(None, (advice(path, options["device"]) for path in paths)):
+            opening.note(told)
     server.listen(lambda: reporter.result(server.url, url=server.url))
     for path in server.rescued:
         reporter.note(f"nobody fetched it, so it was kept: {path}")

@@ -26,6 +26,7 @@ def command(
     """Read every byte of BUNDLE and paint its golden pictures on this machine."""
     from sana_export.replay import verify
     from sana_export.signing import check_signature, signature_file
+    from sana_export.verified import remember_verified
 
     if (require_signature or signature) and public_key is None:
         raise UsageError("a signature can be checked against a key only; name its maker's with --public-key")
@@ -35,6 +36,7 @@ def command(
         if signed and public_key:
             check_signature(bundle, public_key, signature)
         replays = verify(bundle, device, lambda share, message: reporter.step("verify", share, message))
+        remember_verified(bundle, device)
         worst = min((done.psnr for done in replays), default=None)
         told = "no golden record" if worst is None else f"{len(replays)} golden pictures at {worst:.1f} dB or better"
         reporter.result(

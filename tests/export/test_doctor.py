@@ -17,7 +17,7 @@ def examined(monkeypatch, versions, cards=(CARD,)):
         return versions[name]
 
     monkeypatch.setattr(doctor, "version", version)
-    monkeypatch.setattr(doctor, "_cards", lambda: list(cards))
+    monkeypatch.setattr(doctor, "cards", lambda: list(cards))
     return examine()
 
 
