@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(chromium.program() is None, reason="no Chromium 
 
 SHOTS = os.environ.get("SANA_SCREENSHOTS")  # folder for pictures of the page; see docs/server.md
 BUSY = "/step \\d+ of/.test(document.querySelector('figcaption')?.innerText)"
+STILL = "document.getAnimations().every((each) => each.playState === 'finished')"
 FINE = "document.querySelector('.frame img.fine')"
 # Every different picture that the easel shows, in order.
 WATCH = """
@@ -80,6 +81,7 @@ def test_a_picture_is_painted_and_its_previews_change(page):
     ):
         page.look(width, height, dark=dark)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways"
+        page.wait(STILL)
         shoot(page, name)
 
 
