@@ -24,6 +24,7 @@ LIBRARIES = {
     "onnx": ("1.21", "building bundles", "sana-export[build]"),
     "Pillow": ("12.1.1", "picture files", "sana-export"),
 }
+INT8_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 QUERY = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version,memory.total", "--format=csv,noheader,nounits"]
 
 
@@ -66,16 +67,12 @@ def render(found: dict[str, Any]) -> str:
 
 
 def _recommended(features: list[str], libraries: dict[str, Any]) -> dict[str, str]:
-    """Device and precision for this machine, with the reason."""
-    if not libraries["openvino"]["usable"]:
-        return {
-            "device": "onnxruntime",
-            "precision": "fp32",
-            "why": "OpenVINO is not usable here",
-        }
-    if {"avx512_bf16", "amx_bf16"} & set(features):
-        return {"device": "cpu", "precision": "bf16", "why": "this processor multiplies bfloat16 natively"}
-    return {"device": "cpu", "precision": "fp32", "why": "this processor has no 16-bit products, so fp32 is as fast"}
+    """Device and precision for this machine, with the reason: INT8 is the default everywhere, docs/precision.md."""
+    openvino = bool(libraries["openvino"]["usable"])
+    native = INT8_PRODUCTS & set(features)
+    speed = "this processor multiplies INT8 natively" if native else "its files are the smallest on any processor"
+    why = speed if openvino else f"OpenVINO is not usable here; {speed}"
+    return {"device": "cpu" if openvino else "onnxruntime", "precision": "int8", "why": why}
 
 
 def _more(found: list[str], libraries: dict[str, Any]) -> str:

@@ -51,3 +51,16 @@ def test_every_library_is_listed_with_what_installs_it(monkeypatch):
     assert "10.9, older than 11; run: pip install -U 'sana-export[tensorrt]'" in told["tensorrt"]
     assert "pip install 'sana-export[rtx]'" in told["cuda-bindings"]
     assert "2026.1, the fast engine" in told["openvino"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "versions", "told"),
+    [
+        ({"avx512_vnni", "avx512_bf16"}, {"openvino": "2026.4"}, "--device cpu --precision int8: this processor mult"),
+        ({"avx2"}, {"openvino": "2026.4"}, "--device cpu --precision int8: its files are the smallest"),
+        ({"avx2"}, {}, "--device onnxruntime --precision int8: OpenVINO is not usable here; its files"),
+    ],
+)
+def test_what_is_advised_is_the_precision_that_builds_use_unless_told_otherwise(monkeypatch, flags, versions, told):
+    monkeypatch.setattr(doctor, "_processor_flags", lambda: flags)
+    assert told in render(examined(monkeypatch, versions, cards=()))
