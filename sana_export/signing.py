@@ -4,12 +4,15 @@ A signature covers every file of a bundle by its digest and lies beside it, beca
 It has the format of the OpenSSF model signing specification, so that other tools can check it too.
 """
 
+import os
 from pathlib import Path
 
 from sana_runtime.bundle import open_bundle
 from sana_runtime.errors import BackendError, BundleError, UsageError
 
 __all__ = ["check_signature", "sign", "signature_file"]
+
+LARGEST = 4 << 20  # bytes of a signature, which is read whole; one of 500 files has 100,000
 
 
 def signature_file(bundle: Path) -> Path:
@@ -30,7 +33,12 @@ def sign(bundle: Path, key: Path, signature: Path | None = None) -> Path:
         config = signing.Config().use_elliptic_key_signer(private_key=key)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{key} is no private key ({_line(error)}); give a PEM file of an elliptic curve") from error
-    config.sign(bundle, target)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        config.sign(bundle, fresh)
+        fresh.replace(target)  # whoever had a signature keeps it until the new one is whole
+    finally:
+        fresh.unlink(missing_ok=True)
     return target
 
 
@@ -44,6 +52,8 @@ def check_signature(bundle: Path, public_key: Path, signature: Path | None = Non
     open_bundle(bundle)
     if not target.is_file():
         raise BundleError(f"{bundle} has no signature at {target}; get the one its maker published, or do not use it")
+    if target.stat().st_size > LARGEST:
+        raise BundleError(f"{target} has more than {LARGEST} bytes, so it is no signature; get it from its maker again")
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except (OSError, ValueError, TypeError) as error:

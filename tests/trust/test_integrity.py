@@ -143,6 +143,33 @@ def test_files_beside_those_that_were_signed_are_refused(folder, keys):
         check_signature(folder, keys[0][1])
 
 
+def test_a_signature_of_gigabytes_is_refused_before_it_is_read(folder, keys):
+    from sana_export.signing import check_signature, signature_file
+
+    with signature_file(folder).open("wb") as file:
+        file.truncate(8 << 30)  # without taking room on the disk
+    with pytest.raises(BundleError, match="so it is no signature"):
+        check_signature(folder, keys[0][1])
+
+
+def test_signing_that_is_interrupted_leaves_the_old_signature(folder, keys, monkeypatch):
+    from model_signing import signing
+
+    from sana_export.signing import check_signature, sign, signature_file
+
+    sign(folder, keys[0][0])
+
+    def half(self, bundle, target):
+        target.write_bytes(b"{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(signing.Config, "sign", half)
+    with pytest.raises(KeyboardInterrupt):
+        sign(folder, keys[0][0])
+    check_signature(folder, keys[0][1])
+    assert not list(folder.parent.glob(f".{signature_file(folder).name}*"))
+
+
 def test_what_is_no_key_is_said_to_be_none(folder, keys):
     from sana_export.signing import check_signature, sign
 
