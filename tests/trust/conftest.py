@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -136,6 +137,38 @@ def _killed_while(work: Callable[[], object], generator: random.Random, longest:
 def killed_while() -> Callable[..., None]:
     """`_killed_while`."""
     return _killed_while
+
+
+def _killed_again_and_again(
+    command: list[str], kills: int, generator: random.Random, longest: float, environment: dict[str, str] | None = None
+) -> Iterator[int]:
+    """The exit codes of a program's children: `kills` of them killed at a random moment, and one that is let live.
+
+    The program says `ready`, forks a child for each line it is sent, and prints the child's number and its exit code.
+    A child that came to its end all the same says how long the next ones may live.
+    """
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        for i in range(kills + 1):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            child, start = int(process.stdout.readline()), time.perf_counter()
+            if i < kills:
+                time.sleep(generator.uniform(0, longest))
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            code = int(process.stdout.readline())
+            assert code in (0, -signal.SIGKILL)
+            longest = time.perf_counter() - start if code == 0 else longest
+            yield code
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def killed_again_and_again() -> Callable[..., Iterator[int]]:
+    """`_killed_again_and_again`."""
+    return _killed_again_and_again
 
 
 def _paced(work: Callable[[], object]) -> float:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -207,7 +206,7 @@ import os, sys
 from pathlib import Path
 from sana_export.build import build
 from sana_export.precision import Precision
-folder, target, starts = Path(sys.argv[1]), Path(sys.argv[2]), 0
+folder, target = Path(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()  # the libraries are loaded once, before any of them started a thread
@@ -225,30 +224,19 @@ whole_builds = pytest.mark.skipif(
 
 
 @whole_builds
-def test_a_build_that_is_killed_and_resumed_ends_with_the_same_digest(built, tmp_path, times, figure):
+def test_a_build_that_is_killed_and_resumed_ends_with_the_same_digest(
+    built, tmp_path, killed_again_and_again, times, figure
+):
     """The target is absent or whole after every kill; what a resumed build makes has the digest of an unbroken one."""
     sana, target, generator, kills = built("sana"), tmp_path / "bundle", random.Random(53), times(2, 20, 200)
     digest, finished = open_bundle(sana.path).digest, 0
     command = [sys.executable, "-c", BUILDER, str(sana.folder), str(target)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        longest = 6.0
-        for i in range(kills + 1):
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            child, start = int(process.stdout.readline()), time.perf_counter()
-            if i < kills:
-                time.sleep(generator.uniform(0, longest))
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-            code = int(process.stdout.readline())
-            assert code in (0, -signal.SIGKILL)
-            assert target.exists() == (code == 0)
-            if code == 0:
-                finished, longest = finished + 1, time.perf_counter() - start
-                assert open_bundle(target).digest == digest
-                shutil.rmtree(target)
-        process.stdin.close()
+    for code in killed_again_and_again(command, kills, generator, 6.0):
+        assert target.exists() == (code == 0)
+        if code == 0:
+            finished += 1
+            assert open_bundle(target).digest == digest
+            shutil.rmtree(target)
     left = [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")]
     figure(8, f"{kills} kills during builds: {kills + 1 - finished} died, {finished} ended with the same digest")
     figure(11, f"resumed after {kills} kills at random: the digest of an unbroken build; {len(left)} things left over")
@@ -289,6 +277,34 @@ def test_of_sixteen_whole_builds_of_one_target_one_builds_and_the_others_are_tol
     figure(12, f"16 whole builds of one target at once: {codes.count(0)} built, {codes.count(75)} left with 75, "
                f"{len(left)} things left over")  # fmt: skip
     assert codes.count(0) == 1 and not left
+
+
+ONCE = """
+import os, sys
+from pathlib import Path
+from sana_export.build import build
+from sana_export.precision import Precision
+os.umask(int(sys.argv[3], 8))
+print(build(Path(sys.argv[1]), Path(sys.argv[2]), Precision.FP32).digest)
+"""
+PLACES = {
+    "022": {"OMP_NUM_THREADS": "1", "TZ": "UTC", "LC_ALL": "C", "PYTHONHASHSEED": "0"},
+    "077": {"OMP_NUM_THREADS": "2", "TZ": "Asia/Tokyo", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "4242"},
+}
+
+
+@whole_builds
+def test_builds_in_other_surroundings_have_the_same_digest(built, tmp_path, figure):
+    """As near to two machines as one comes: other threads, time zone, locale, order of hashes, rights and folder."""
+    digests = {open_bundle(built("sana").path).digest}
+    for umask, surroundings in PLACES.items():
+        command = [sys.executable, "-c", ONCE, str(built("sana").folder), str(tmp_path / umask / "bundle"), umask]
+        environment = {**os.environ, **surroundings}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        digests.add(done.stdout.split()[-1])
+    figure(18, f"{1 + len(PLACES)} builds with other threads, time zones, locales, hash seeds, rights and folders: "
+               f"{len(digests)} digest(s)")  # fmt: skip
+    assert len(digests) == 1
 
 
 @whole_builds

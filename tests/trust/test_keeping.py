@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -198,31 +197,22 @@ for line in sys.stdin:
 
 
 @pytest.mark.skipif(os.environ.get("SANA_TRUST") is None, reason="takes many minutes; `make trust` does it")
-def test_a_calibration_that_is_killed_anywhere_goes_on_and_ends_with_a_whole_bundle(built, tmp_path, times, figure):
+def test_a_calibration_that_is_killed_anywhere_goes_on_and_ends_with_a_whole_bundle(
+    built, tmp_path, killed_again_and_again, times, figure
+):
     target, generator, kills = tmp_path / "bundle", random.Random(55), times(2, 50, 200)
     (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
     command = [sys.executable, "-c", CALIBRATOR, str(built("sana").path), str(target), str(tmp_path / "prompts.txt")]
     home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "data")}
-    digests, longest, finished = set(), 20.0, 0
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=home) as process:
-        assert process.stdout.readline() == "ready\n"
-        for i in range(kills + 1):
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            child, start = int(process.stdout.readline()), time.perf_counter()
-            if i < kills:
-                time.sleep(generator.uniform(0, longest))
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-            code = int(process.stdout.readline())
-            assert code in (0, -signal.SIGKILL) and target.exists() == (code == 0)
-            if code == 0:
-                finished, longest = finished + 1, time.perf_counter() - start
-                open_bundle(target).verify()
-                digests.add(transformer_of(target))
-                shutil.rmtree(target)
-                shutil.rmtree(tmp_path / "cache")  # the next one begins anew
-        process.stdin.close()
+    digests, finished = set(), 0
+    for code in killed_again_and_again(command, kills, generator, 20.0, home):
+        assert target.exists() == (code == 0)
+        if code == 0:
+            finished += 1
+            open_bundle(target).verify()
+            digests.add(transformer_of(target))
+            shutil.rmtree(target)
+            shutil.rmtree(tmp_path / "cache")  # the next one begins anew
     left = [path.name for path in tmp_path.glob(".bundle.*") if not path.name.endswith(".lock")]
     figure(8, f"{kills} kills during calibration: {kills + 1 - finished} died, {finished} ended with "
               f"{len(digests)} INT8 transformer(s), {len(left)} things left over")  # fmt: skip
