@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Habits", "StagePlan", "layout_of_calibration", "plan_calibration", "plan_golden"]
 
-# Multiplications of one thread in a second, what lies between the products included: docs/performance.md. On two
-# cores that others use as well, two threads are little faster.
-REFERENCE_RATE = 31e9
-FLOAT_RATE = 50e9
-INT8_RATE = 146e9
+# Multiplications in a second, what lies between the products included, while Sana-0.6B was built on two cores that
+# others used a little.
+REFERENCE_RATE = 65e9
+FLOAT_RATE = 80e9
+INT8_RATE = 230e9
 LEAST_SECONDS = 0.01  # that one step takes, however small the model
 PIXELS_A_WEIGHT = 45  # DC-AE's decoder multiplies 3.6 million times for a pixel, with 159 million weights
 
