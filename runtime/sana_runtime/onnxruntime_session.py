@@ -38,9 +38,7 @@ HARMFUL_OPTIMIZERS = ["MatMulAddFusion"]
 
 def _session_options(options: SessionOptions) -> ort.SessionOptions:
     settings = ort.SessionOptions()
-    settings.log_severity_level = (
-        4  # errors are raised; the log would write a stranger's names to the terminal as they are
-    )
+    settings.log_severity_level = 4  # errors are raised; the log would print a stranger's names as they are
     settings.intra_op_num_threads = options.threads
     settings.enable_mem_pattern = False  # shapes change from call to call
     return settings

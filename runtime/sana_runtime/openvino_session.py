@@ -247,9 +247,8 @@ class OpenVinoSession:
 def _translated(error: Exception, what: str) -> BackendError | MemoryLimitError:
     """OpenVINO reports everything with pages of text; keep the one line that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    why = printable(
-        next((line for line in reversed(lines) if not line.startswith("Exception from")), "no reason given")
-    )
+    last = next((line for line in reversed(lines) if not line.startswith("Exception from")), "no reason given")
+    why = printable(last)
     if "alloc" in why.lower() or "memory" in why.lower():
         return MemoryLimitError(f"{what}: not enough memory ({why}); try a smaller size or fewer pictures")
     return BackendError(f"{what}: {why}")
