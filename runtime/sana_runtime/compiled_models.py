@@ -14,7 +14,6 @@ import hmac
 import json
 import mmap
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -27,7 +26,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from sana_runtime.errors import SanaError
-from sana_runtime.private_files import make_private, open_private, replace_private, signing_key
+from sana_runtime.private_files import make_private, make_room, open_private, remove, replace_private, signing_key
 
 __all__ = ["SWITCH", "CompiledModels", "KeptModel", "compiled_folder", "keeping", "nothing_kept", "origin"]
 
@@ -35,7 +34,7 @@ SWITCH = "SANA_EXPORT_COMPILED"  # "off" in the environment: nothing is kept, an
 MAGIC = b"SANACPU1"
 MAC_BYTES, PAGE = 32, 4096
 LIMIT = 8 << 30  # bytes: about a dozen sizes of picture of Sana-0.6B
-ABANDONED = 3600.0  # seconds after which a file that was never finished is removed
+PATTERN = "*.model"
 
 _passing: ContextVar[bool] = ContextVar("passing", default=False)
 
@@ -106,7 +105,7 @@ class CompiledModels:
         except SanaError:  # no fault of the file's
             return None
         except (ValueError, OSError):
-            _remove(path)
+            remove(path)
             return None
         return model
 
@@ -119,12 +118,12 @@ class CompiledModels:
         with replace_private(target) as file:
             for piece in (mac.digest(), head, model):
                 file.write(piece)
-        self._make_room(keep=target)
+        make_room(self.folder, PATTERN, target.stat().st_size, self._limit, keep=target)
         return target
 
     def entries(self) -> tuple[KeptModel, ...]:
         """What is kept, the last used first; files that are no entries are left out."""
-        found = (_entry(path) for path in sorted(self.folder.glob("*.model")))
+        found = (_entry(path) for path in sorted(self.folder.glob(PATTERN)))
         return tuple(sorted((entry for entry in found if entry), key=lambda entry: -entry.used))
 
     def _read(self, path: Path, head: bytes) -> NDArray[np.uint8]:
@@ -138,19 +137,6 @@ class CompiledModels:
         if bytes(content[MAC_BYTES:PAGE]) != head:
             raise ValueError("it is another model under this one's name")
         return content[PAGE:]
-
-    def _make_room(self, keep: Path) -> None:
-        """Remove what was used longest ago until the rest fits, and what was never finished."""
-        for path in self.folder.glob(".*.part"):
-            with suppress(OSError):
-                if time.time() - path.lstat().st_mtime > ABANDONED:
-                    path.unlink()
-        total = keep.stat().st_size
-        for entry in self.entries():
-            if entry.path != keep:
-                total += entry.bytes
-                if total > self._limit:
-                    _remove(entry.path)
 
 
 def _text(made_of: MadeOf) -> bytes:
@@ -175,8 +161,3 @@ def _entry(path: Path) -> KeptModel | None:
         if head.startswith(MAGIC):
             return KeptModel(path, held.st_size, held.st_mtime, json.loads(head[len(MAGIC) :]))
     return None
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()

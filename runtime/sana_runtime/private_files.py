@@ -5,6 +5,7 @@ import os
 import secrets
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import BinaryIO
 from sana_runtime.errors import BackendError, MemoryLimitError
 from sana_runtime.publish import FULL
 
-__all__ = ["make_private", "open_private", "replace_private", "signing_key"]
+__all__ = ["by_use", "make_private", "make_room", "open_private", "remove", "replace_private", "signing_key"]
 
 KEY_BYTES = 32
+ABANDONED = 3600.0  # seconds after which a file that was never finished is removed
 PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing is wrong with the file, which must not be removed for it
 
 
@@ -75,6 +77,35 @@ def make_private(folder: Path, mode: int | None = 0o700) -> None:
         raise BackendError(f"{folder} is a link or another user's; remove it, so that a private one can be made")
     if mode is not None and stat.S_IMODE(held.st_mode) != mode:
         folder.chmod(mode)
+
+
+def by_use(folder: Path, pattern: str) -> list[tuple[Path, int, float]]:
+    """Each file with its size and when it was used, the last used first."""
+    found = []
+    for path in folder.glob(pattern) if folder.is_dir() else ():
+        with suppress(OSError):  # another process may remove it meanwhile
+            held = path.lstat()
+            found.append((path, held.st_size, held.st_mtime))
+    return sorted(found, key=lambda each: (-each[2], each[0]))
+
+
+def make_room(folder: Path, pattern: str, needed: int, limit: int, keep: Path | None = None) -> None:
+    """Remove what was used longest ago until the rest fits beside `needed` bytes, and what was never finished."""
+    for path in folder.glob(".*.part"):
+        with suppress(OSError):
+            if time.time() - path.lstat().st_mtime > ABANDONED:
+                path.unlink()
+    for path, size, _ in by_use(folder, pattern):
+        if path != keep:
+            needed += size
+            if needed > limit:
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file; one that is gone or cannot be removed is left."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def signing_key(secret: Path) -> bytes:

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import platform
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -25,14 +24,14 @@ from numpy.typing import NDArray
 from sana_runtime.bundle import Bundle
 from sana_runtime.compiled_models import origin
 from sana_runtime.errors import BackendError, MemoryLimitError
-from sana_runtime.private_files import make_private, open_private, replace_private
+from sana_runtime.private_files import by_use, make_private, make_room, open_private, remove, replace_private
 from sana_runtime.session import Device
 
 __all__ = ["PromptCache", "prompt_folder", "text_source"]
 
 LIMIT = 1 << 30  # bytes: about 150 prompts of 20 words for Sana-0.6B
 DIGEST_BYTES = 32
-ABANDONED = 3600.0  # seconds after which a file that was never finished is removed
+PATTERN = "*.npy"
 TEXT_PARTS = ("text_encoder", "caption")
 ENGINES = (  # of which any may be installed; numbers differ a little from version to version
     "openvino",
@@ -82,7 +81,7 @@ class PromptCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
-            _remove(path)
+            remove(path)
             return None
         with suppress(OSError):
             os.utime(path)
@@ -97,37 +96,17 @@ class PromptCache:
             return
         with suppress(BackendError, MemoryLimitError, OSError):
             self.prepare()
-            self._make_room(len(content) + DIGEST_BYTES)
+            make_room(self.folder, PATTERN, len(content) + DIGEST_BYTES, self._limit)
             with replace_private(self._path(key)) as file:
                 file.write(content)
                 file.write(_digest(self._path(key), content))
 
     def entries(self) -> tuple[Path, ...]:
         """What is kept, the last used first."""
-        return tuple(path for path, _, _ in self._files())
+        return tuple(path for path, _, _ in by_use(self.folder, PATTERN))
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
-
-    def _files(self) -> list[tuple[Path, int, float]]:
-        """Each entry with its size and when it was used, the last used first."""
-        found = []
-        for path in self.folder.glob("*.npy") if self.folder.is_dir() else ():
-            with suppress(OSError):  # another process may remove it meanwhile
-                info = path.lstat()
-                found.append((path, info.st_size, info.st_mtime))
-        return sorted(found, key=lambda each: (-each[2], each[0]))
-
-    def _make_room(self, needed: int) -> None:
-        """Remove what was used longest ago until `needed` bytes fit, and what was never finished."""
-        for path in self.folder.glob(".*.part"):
-            with suppress(OSError):
-                if time.time() - path.lstat().st_mtime > ABANDONED:
-                    path.unlink()
-        for path, size, _ in self._files():
-            needed += size
-            if needed > self._limit:
-                _remove(path)
 
 
 def _read(path: Path, limit: int) -> NDArray[Any]:
@@ -145,11 +124,6 @@ def _read(path: Path, limit: int) -> NDArray[Any]:
 
 def _digest(path: Path, content: bytes) -> bytes:
     return hashlib.sha256(path.name.encode() + content).digest()
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
 
 
 def _version(name: str) -> str:
