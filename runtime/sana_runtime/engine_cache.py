@@ -13,7 +13,6 @@ import hmac
 import json
 import os
 import struct
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from typing import Any, BinaryIO
 
 import platformdirs
 
-from sana_runtime.private_files import make_private, open_private, replace_private, signing_key
+from sana_runtime.private_files import make_private, make_room, open_private, remove, replace_private, signing_key
 
 __all__ = ["ALL_SIZES", "EngineCache", "EngineEntry", "EngineKey", "engine_folder", "graph_digest"]
 
@@ -32,7 +31,6 @@ RECIPE = "recipe 1"  # another number makes every engine that was built before s
 MAC_BYTES = 32
 LONGEST_NOTE = 1 << 16
 LIMIT = 24 << 30  # bytes: about four bundles of Sana-1.6B
-ABANDONED = 3600.0  # seconds after which a file that was never finished is removed
 
 # The first 64 bytes of TensorRT-RTX's engines, as version 1.7 writes them; nothing documents it.
 RTX_HEADER = 64
@@ -121,7 +119,7 @@ class EngineCache:
                 engine = self._read(path, key)
             except (ValueError, OSError) as error:
                 self._note(f"{path.name} is not used: {error}; it is removed, and built again when needed")
-                self._remove(path)
+                remove(path)
                 continue
             with suppress(OSError):
                 os.utime(path)
@@ -138,7 +136,7 @@ class EngineCache:
         with replace_private(target) as file:
             for piece in (mac.digest(), head, engine):
                 file.write(piece)
-        self._make_room(keep=target)
+        make_room(self.folder, "*.engine", target.stat().st_size, self._limit, keep=target)
         return target
 
     def entries(self) -> tuple[EngineEntry, ...]:
@@ -172,24 +170,6 @@ class EngineCache:
             raise ValueError("it is another engine under this one's name")
         _check_header(engine, held)
         return engine
-
-    def _make_room(self, keep: Path) -> None:
-        """Remove what was used longest ago until the rest fits, and what was never finished."""
-        for path in self.folder.glob(".*.part"):
-            if time.time() - path.lstat().st_mtime > ABANDONED:
-                self._remove(path)
-        files = sorted(((path.lstat().st_mtime, path.lstat().st_size, path) for path in self._files()), reverse=True)
-        total = keep.stat().st_size
-        for _, size, path in files:
-            if path == keep:
-                continue
-            total += size
-            if total > self._limit:
-                self._remove(path)
-
-    def _remove(self, path: Path) -> None:
-        with suppress(OSError):
-            path.unlink()
 
 
 def _note(key: EngineKey) -> bytes:
