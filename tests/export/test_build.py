@@ -221,7 +221,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_touched_unless_forced(bui
     folder, target = built("sana").folder, tmp_path / "bundle"
     for kept in (target, tmp_path / ".bundle.parts-0123456789ab"):  # a bundle, and what a killed build left
         kept.mkdir()
-        (kept / "manifest.json").write_text("{}")
+        (kept / "manifest.json").write_text('{"parts": {}}')
     before = left_behind(tmp_path)
     if scarce == "memory":
         monkeypatch.setattr(planning, "available_memory", lambda: 100_000_000)

@@ -68,7 +68,10 @@ OPTIONS = {
     "verify": {"--device", "--public-key", "--signature", "--require-signature", "--json"},
     "sign": {"--key", "--signature", "--json"},
     "evaluate": {"--each", "--steps", "--guidance", "--sheet", "--device", "--json"},
-    "engine": {"--target", "--sm", "--plugin", "--no-plugin", "--sizes", "--stream-weights", "--part", "--json"},
+    "engine": {
+        *("--target", "--sm", "--plugin", "--no-plugin", "--fused-mix-ffn"),
+        *("--sizes", "--stream-weights", "--part", "--json"),
+    },
     "bench": {"--repeats", "--size", "--steps", "--device", "--json"},
     "inspect": {"--engine", "--html", "--json"},
     "info": {"--json"},
