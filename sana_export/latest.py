@@ -6,7 +6,7 @@ from pathlib import Path
 import platformdirs
 from sana_runtime.errors import UsageError
 
-from sana_export.remembering import write_note
+from sana_export.notes import write_note
 
 __all__ = ["latest_bundle", "remember_bundle"]
 

@@ -17,7 +17,7 @@ from sana_runtime.manifest import MANIFEST, parse
 from sana_runtime.publish import resident
 
 from sana_export.doctor import cards
-from sana_export.remembering import write_note
+from sana_export.notes import write_note
 
 __all__ = ["advice", "remember_verified"]
 

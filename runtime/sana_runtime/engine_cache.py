@@ -30,6 +30,7 @@ ALL_SIZES = "all"
 RECIPE = "recipe 1"  # another number makes every engine that was built before stale
 MAC_BYTES = 32
 LONGEST_NOTE = 1 << 16
+PATTERN = "*.engine"
 LIMIT = 24 << 30  # bytes: about four bundles of Sana-1.6B
 
 # The first 64 bytes of TensorRT-RTX's engines, as version 1.7 writes them; nothing documents it.
@@ -136,7 +137,7 @@ class EngineCache:
         with replace_private(target) as file:
             for piece in (mac.digest(), head, engine):
                 file.write(piece)
-        make_room(self.folder, "*.engine", target.stat().st_size, self._limit, keep=target)
+        make_room(self.folder, PATTERN, target.stat().st_size, self._limit, keep=target)
         return target
 
     def entries(self) -> tuple[EngineEntry, ...]:
@@ -145,7 +146,7 @@ class EngineCache:
         return tuple(sorted((entry for entry in found if entry), key=lambda entry: -entry.used))
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.engine")) if self.folder.is_dir() else []
+        return sorted(self.folder.glob(PATTERN)) if self.folder.is_dir() else []
 
     def _candidates(self, key: EngineKey) -> list[Path]:
         """Files that may hold the engine: the one of that name, and those that say they serve more capabilities."""
