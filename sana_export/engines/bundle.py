@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import mmap
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,7 +161,7 @@ def _workplace(cache: EngineCache, key: EngineKey) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_alone(cache, key))
-            folder = stack.enter_context(_emptied(cache.folder / f".{key.file}.building"))
+            folder = stack.enter_context(_fresh(cache.folder, f".{key.file}.building-"))
         except OSError as error:
             if error.errno in FULL:
                 raise MemoryLimitError(f"{cache.folder}: the disk is full; run `sana-export cache clear`") from error
@@ -170,11 +171,11 @@ def _workplace(cache: EngineCache, key: EngineKey) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _emptied(folder: Path) -> Iterator[Path]:
-    """The folder, made anew: a build that was killed has left its half engine there."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(mode=0o700)
+def _fresh(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder that no build had before: the process of one that was killed may still write where it was told to."""
+    for left in parent.glob(f"{prefix}*"):  # what such a build left
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
         yield folder
     finally:
