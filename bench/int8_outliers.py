@@ -17,17 +17,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from sana_calibration.gate import Evidence, Limits, compare
-from sana_calibration.loaded import Loaded
+from sana_calibration.loaded import Loaded, Substitutes
 from sana_calibration.products import chosen
 from sana_calibration.quantise import quantise
 from sana_calibration.smooth import smooth, smoothable
 from sana_runtime.bundle import Bundle, open_bundle, seal
 
+sys.path.insert(0, str(Path(__file__).parent))
+import cpu_race
+
 from sana_export.plans import make_plans
 from sana_export.quantising import Int8Settings, calibrate
 from sana_export.saving import save_graph
 
-RESULTS = Path(__file__).parents[1] / "docs" / "measurements" / "int8-outliers.json"
+RESULTS = cpu_race.RESULTS / "int8-outliers.json"
 SPREAD = 1.5  # of the natural logarithms
 LARGEST = 100.0
 IDENTICAL = 99.0  # decibels that stand for equal pictures
@@ -68,7 +71,7 @@ def _rename(graph: ir.Graph) -> None:
 def judged(reference: Bundle, candidate: Loaded) -> dict[str, Any]:
     """What the gate says of a candidate."""
     source, plan = Loaded(reference), make_plans(reference).gate
-    return _told(compare(source.contender(plan), candidate.contender(plan), source.decode))
+    return _told(compare(source.contender(plan), candidate.contender(plan)))
 
 
 def _told(evidence: Evidence) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def plainly_rounded(bundle: Bundle, folder: Path) -> Loaded:
     quantise(transformer)
     folder.mkdir()
     save_graph(transformer, folder / "transformer.onnx")
-    return Loaded(bundle, {"transformer": folder / "transformer.onnx"}, "plain")
+    return Loaded(bundle, Substitutes({"transformer": folder / "transformer.onnx"}, "plain"))
 
 
 def main(source: Path) -> None:

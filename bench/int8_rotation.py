@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sana_calibration.choose_factors import choose_factors
 from sana_calibration.edit import replace_weight, weight_array
 from sana_calibration.likeness import relative_error
-from sana_calibration.loaded import Loaded
+from sana_calibration.loaded import Loaded, Substitutes
 from sana_calibration.products import Product, chosen
 from sana_calibration.record import SAMPLED_INPUT, record
 from sana_calibration.recording_graph import write_recording_graph
@@ -78,7 +78,7 @@ def recorded(bundle: Bundle, samples: int) -> Tokens:
         for file in (original, data_file(original)):
             shutil.copyfile(file, folder / file.name)
         channels = write_recording_graph(folder / original.name, folder / "recording.onnx")
-        loaded = Loaded(bundle, {"transformer": folder / "recording.onnx"}, besides=[SAMPLED_INPUT])
+        loaded = Loaded(bundle, Substitutes({"transformer": folder / "recording.onnx"}, besides=[SAMPLED_INPUT]))
         painter = loaded.contender(plan).painter
         return record(loaded.transformer, channels, painter, folder / "recording.npz", lambda progress: None).tokens
 

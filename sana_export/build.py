@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sana_calibration.prompts import read_prompts
-from sana_runtime.bundle import Bundle, open_bundle, seal
+from sana_runtime.bundle import Bundle, open_bundle, reseal, seal
 from sana_runtime.compiled_models import nothing_kept
 from sana_runtime.errors import BundleError, MemoryLimitError, UsageError
 from sana_runtime.manifest import Defaults, GoldenRecord, Manifest, Part
@@ -113,9 +113,9 @@ def _write_float(
     _write_licences(terms, stage)
     on_step(BuildStep("golden", 0.8, "painting the golden record with the reference"))
     manifest = _golden_manifest(checkpoint, _manifest(checkpoint, terms, precision, exported), rules, stage)
-    seal(stage, manifest)
+    sealed = seal(stage, manifest)
     on_step(BuildStep("verify", 0.9, "painting it again with the bundle"))
-    seal(stage, held_to(manifest, stage, LEAST_PSNR[precision]))
+    reseal(sealed, held_to(manifest, stage, LEAST_PSNR[precision]))
 
 
 def _write_int8(

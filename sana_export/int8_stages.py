@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from sana_calibration.choose_factors import Choice, choose_factors
 from sana_calibration.gate import Contender, Evidence, compare
-from sana_calibration.loaded import Loaded
+from sana_calibration.loaded import Loaded, Substitutes
 from sana_calibration.quantise import Quantised, quantise
 from sana_calibration.record import SAMPLED_INPUT, RecordProgress, record
 from sana_calibration.recording_graph import write_recording_graph
@@ -55,7 +55,7 @@ class Calibration:
         self._places = places
         self._tell = tell
         self._source = Loaded(bundle)
-        self._key = plans.recording.key(self._source.model.sha256)
+        self._key = plans.recording.key(self._source.model.sha256, plans.half)
         self._tried: Loaded | None = None
 
     @cached_property
@@ -111,7 +111,8 @@ class Calibration:
         if found is None:
             self._unload(self._tried)
             written = ("caption", "transformer", *([PART] if text else []))
-            candidate = Loaded(self._bundle, {name: self._places.stage / f"{name}.onnx" for name in written}, key)
+            graphs = {name: self._places.stage / f"{name}.onnx" for name in written}
+            candidate = Loaded(self._bundle, Substitutes(graphs, key), self._source)
             stage, about = ("text", ", text encoder too") if text else ("gate", "")
             self._tell(stage, 0.0, f"painting {len(plan.prompts)} held-out prompts, float and INT8{about}")
             clock = Clock(len(plan.prompts))
@@ -120,7 +121,7 @@ class Calibration:
                 message = f"painted {done} of {total} held-out prompts{time_left(clock.left(done))}"
                 self._tell(stage, done / total, message)
 
-            found = pack(compare(self._reference, candidate.contender(plan), self._source.decode, told))
+            found = pack(compare(self._reference, candidate.contender(plan), told))
             remember(file, key, found)
         return unpack(found)
 
@@ -147,7 +148,7 @@ class Calibration:
             self._unload(self._source)
             self._tell("text", 0.0, "trying INT8 weights in the text encoder")
             judge = partial(self.evidence, products, text=True)
-            trial = try_text(self._bundle, graph, self._plans.gate.prompts, judge, measure_speed)
+            trial = try_text(self._source, graph, self._plans.gate.prompts, judge, measure_speed)
             remember(file, key, trial.to_dict())
             return trial
         trial = TextTrial.from_dict(found)
@@ -161,7 +162,9 @@ class Calibration:
         for file in (original, data_file(original)):
             shutil.copyfile(file, self._places.scratch / file.name)
         channels = write_recording_graph(self._places.scratch / original.name, graph)
-        loaded = Loaded(self._bundle, {"transformer": graph}, besides=[SAMPLED_INPUT])
+        half = self._plans.half
+        recording = Substitutes({"transformer": graph}, "half" if half else "", [SAMPLED_INPUT], half)
+        loaded = Loaded(self._bundle, recording)
         painter = loaded.contender(self._plans.recording).painter
         prompts = len(self._plans.recording.prompts)
         self._tell("record", 0.0, f"recording {prompts} prompts")
@@ -180,7 +183,7 @@ class Calibration:
         graph = self._places.scratch / "trial.onnx"
         save_graph(transformer, graph)
         graphs = {"caption": self._places.stage / "caption.onnx", "transformer": graph}
-        loaded = Loaded(self._bundle, graphs, self._hash("trial"), [switches(names)])
+        loaded = Loaded(self._bundle, Substitutes(graphs, self._hash("trial"), [switches(names)]))
         self._tried = loaded
         return Trial(loaded.transformer, names, loaded.contender(self._plans.trial).painter)
 

@@ -32,10 +32,11 @@ class Effort:
     trial_steps: int
     longest: int  # pixels along a side of what is recorded and judged
     trial_longest: int
+    half: bool  # recorded with bf16 products: ranges hardly notice, and a step takes half the time
 
 
-SMALL = Effort(samples=8, held_out=8, trials=1, trial_steps=6, longest=512, trial_longest=512)
-LARGE = Effort(samples=4, held_out=3, trials=1, trial_steps=2, longest=512, trial_longest=256)
+SMALL = Effort(samples=8, held_out=8, trials=1, trial_steps=6, longest=512, trial_longest=512, half=False)
+LARGE = Effort(samples=4, held_out=3, trials=1, trial_steps=2, longest=512, trial_longest=256, half=True)
 SMALL_MODEL = 4096  # depth times width, up to which a model is small; Sana 0.6B has 32,256
 
 
@@ -46,6 +47,7 @@ class Plans:
     recording: Plan
     trial: Plan
     gate: Plan
+    half: bool  # whether recording multiplies in bf16
     prompts: PromptSet  # that were drawn from
     findings: tuple[str, ...]  # what was left out or cut off, and why
 
@@ -68,6 +70,7 @@ def make_plans(bundle: Bundle, file: Path | None = None, samples: int | None = N
         recording=Plan(drawn, solver, size, guidance),
         trial=Plan(drawn[: effort.trials], quick, trial_size, guidance),
         gate=Plan(judged.draw(effort.held_out), solver, size, guidance, seed=HELD_OUT_SEED),
+        half=effort.half,
         prompts=prompts,
         findings=(*prompts.findings, *cut_off(drawn, bundle.tokenizer(), bundle.prompt_rules())),
     )

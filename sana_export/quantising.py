@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from sana_calibration.gate import Limits, enforce
 from sana_calibration.loaded import source_key
-from sana_runtime.bundle import Bundle, open_bundle, seal
+from sana_runtime.bundle import Bundle, open_bundle, reseal, seal
 from sana_runtime.compiled_models import nothing_kept
 from sana_runtime.errors import BusyError, UsageError
 from sana_runtime.manifest import Manifest
@@ -168,8 +168,8 @@ def _finish(findings: Findings, stage: Path) -> None:
             shutil.copyfile(source.file(name), stage / name)
     write_report(findings, stage)
     manifest = _manifest(findings)
-    seal(stage, manifest)
-    seal(stage, held_to(manifest, stage, FORCED_PSNR if findings.complaints else LEAST_PSNR))
+    sealed = seal(stage, manifest)
+    reseal(sealed, held_to(manifest, stage, FORCED_PSNR if findings.complaints else LEAST_PSNR))
 
 
 def _manifest(findings: Findings) -> Manifest:

@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 from sana_calibration.gate import Evidence, Limits
 from sana_calibration.likeness import relative_error
-from sana_calibration.loaded import Loaded
+from sana_calibration.loaded import Loaded, Substitutes
 from sana_calibration.quantise import Quantised
 from sana_calibration.weight_only import quantise_weights
 from sana_runtime.bundle import Bundle
@@ -76,16 +76,16 @@ class TextTrial:
 
 
 def try_text(
-    bundle: Bundle, graph: Path, prompts: Sequence[str], judge: Callable[[], Evidence], measure: Callable[..., Speed]
+    source: Loaded, graph: Path, prompts: Sequence[str], judge: Callable[[], Evidence], measure: Callable[..., Speed]
 ) -> TextTrial:
     """Write the text encoder's INT8 form to `graph`, and let `judge` paint with it; not shipped, it is gone again."""
-    original, part = bundle.graph(PART), bundle.manifest.parts[PART]
-    quantised = write_text(bundle, graph)
+    original, part = source.bundle.graph(PART), source.bundle.manifest.parts[PART]
+    quantised = write_text(source.bundle, graph)
     before, after = graph_bytes(original) // (2 if part.scheme == "float32" else 1), graph_bytes(graph)
     feeds = part.signature.example_feeds(batch=1, tokens=TOKENS)
     roomy = 2 * (graph_bytes(original) + after) <= (available_memory() or 0)
     speed = measure(original, graph, part.signature, feeds, half=True) if roomy else None
-    error = _error(bundle, graph, prompts)
+    error = _error(source, graph, prompts)
     tried = after < before or (speed is not None and speed.ratio > 1)
     complaints = judge().complaints(Limits()) if tried else ()
     trial = TextTrial(quantised, before, after, error, speed, complaints, tried)
@@ -111,13 +111,15 @@ def graph_bytes(graph: Path) -> int:
     return sum(file.stat().st_size for file in (graph, data_file(graph)) if file.is_file())
 
 
-def _error(bundle: Bundle, graph: Path, prompts: Sequence[str]) -> float:
+def _error(source: Loaded, graph: Path, prompts: Sequence[str]) -> float:
     """How far keys and values are from the float ones; one text encoder is loaded at a time."""
-    expected, actual = (_attended(Loaded(bundle, graphs), prompts) for graphs in ({}, {PART: graph}))
+    expected = _attended(source, prompts)
+    source.parts.drop(keep=None)
+    rounded = Loaded(source.bundle, Substitutes({PART: graph}), source)
+    actual = _attended(rounded, prompts)
+    rounded.parts.drop(keep=None)
     return median(relative_error(*pair) for pair in zip(actual, expected, strict=True))
 
 
 def _attended(loaded: Loaded, prompts: Sequence[str]) -> list[Any]:
-    found = [loaded.model.conditioner.prompt(prompt).text_kv for prompt in prompts]
-    loaded.parts.drop(keep=None)
-    return found
+    return [loaded.model.conditioner.prompt(prompt).text_kv for prompt in prompts]

@@ -25,11 +25,13 @@ SHOWN = 6  # pairs of pictures that are kept, for people to look at
 
 @dataclass(frozen=True)
 class Contender:
-    """A painter, and the transformer that paints for it: float and INT8 have a caption part each."""
+    """A painter, the transformer that paints for it, as float and INT8 have a caption part each, and the decoder."""
 
     painter: Painter
     run: RunPart
+    decode: Decode
     _painted: dict[int, tuple[Latent, list[Arrays]]] = field(default_factory=dict, repr=False)
+    _pictures: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
     def path(self, index: int) -> tuple[Latent, list[Arrays]]:
         """A prompt's finished latent, and every velocity on the way to it; painted once, however often it is asked."""
@@ -37,6 +39,12 @@ class Contender:
             velocities: list[Arrays] = []
             self._painted[index] = self.painter.paint(index, _remembering(self.run, velocities)), velocities
         return self._painted[index]
+
+    def picture(self, index: int) -> NDArray[np.uint8]:
+        """What that latent shows (H, W, 3); decoded once."""
+        if index not in self._pictures:
+            self._pictures[index] = self.decode(self.path(index)[0])[0]
+        return self._pictures[index]
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,6 @@ class Evidence:
 def compare(
     reference: Contender,
     candidate: Contender,
-    decode: Decode,
     on_prompt: Callable[[int, int], None] = lambda i, n: None,
 ) -> Evidence:
     """Paint every prompt of the plan with both, and once more with the candidate led along the reference's path."""
@@ -100,7 +107,7 @@ def compare(
         actual = candidate.painter.paint(index, candidate.run)
         evidence.latent_cosines.append(cosine(actual, expected))
         if np.isfinite(actual).all():
-            pictures = decode(expected)[0], decode(actual)[0]
+            pictures = reference.picture(index), candidate.decode(actual)[0]
             evidence.psnrs.append(psnr(*pictures))
             evidence.ssims.append(ssim(*pictures))
             evidence.pictures.extend([pictures][: SHOWN - len(evidence.pictures)])

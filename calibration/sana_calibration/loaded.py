@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from sana_runtime.solver import Latent
 from sana_calibration.gate import Contender
 from sana_calibration.painter import Model, Painter, Plan
 
-__all__ = ["Loaded", "source_key"]
+__all__ = ["Loaded", "Substitutes", "source_key"]
 
 CONDITIONS = 1 << 30  # bytes of encoded prompts that are remembered
 NUMBERS = ("text_encoder", "caption", "transformer", "tokenizer", "prompt")  # files that latents depend on
@@ -37,48 +37,59 @@ def source_key(bundle: Bundle) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Substitutes:
+    """Graphs that stand in for a bundle's parts."""
+
+    graphs: Mapping[str, Path]  # by part
+    key: str = ""  # tells them from others that stand in for the same parts
+    besides: Sequence[TensorSpec] = ()  # what a transformer among them takes besides a transformer's inputs
+    half: bool = False  # whether that transformer may multiply in bf16, though the bundle's may not
+
+
 class Loaded:
-    """The parts of one bundle, loaded when first needed; a part in `graphs` is read from there."""
+    """The parts of one bundle, loaded when first needed."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        graphs: Mapping[str, Path] | None = None,
-        key: str = "",
-        besides: Sequence[TensorSpec] = (),
+        self, bundle: Bundle, substitutes: Substitutes = Substitutes({}), others: "Loaded | None" = None
     ) -> None:
-        """`key` tells the `graphs` from others that stand in for the same parts.
-
-        A transformer in `graphs` takes what is `besides` a transformer's inputs.
-        """
-        self._bundle = bundle
-        self._besides = tuple(besides)
-        self._graphs = dict(graphs or {})
+        """Parts that nothing stands in for are run by `others`, where they are given, and not loaded again."""
+        self.bundle = bundle
+        self._substitutes = substitutes
+        self._others = others
         self._signatures = {name: part.signature for name, part in bundle.manifest.parts.items()}
         together = keeps_all(bundle, available_memory())
         self.parts = Parts(self._load, together=together, check=_accept)  # who measures says more of what is not finite
-        conditioner = Conditioner(self.parts.run, bundle.tokenizer(), bundle.prompt_rules(), cache_bytes=CONDITIONS)
-        self.model = Model(self._signatures["transformer"], conditioner, source_key(bundle) + key)
+        conditioner = Conditioner(self.run, bundle.tokenizer(), bundle.prompt_rules(), cache_bytes=CONDITIONS)
+        self.model = Model(self._signatures["transformer"], conditioner, source_key(bundle) + substitutes.key)
 
     def contender(self, plan: Plan) -> Contender:
         """Who paints `plan` with these parts."""
-        return Contender(Painter(self.model, plan), self.parts.run)
+        return Contender(Painter(self.model, plan), self.run, self.decode)
 
     @property
     def transformer(self) -> Session:
         """The transformer, or what stands in for it."""
         return PartSession(self.parts, "transformer")
 
+    def run(self, part: str, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Outputs by name, of the graph that stands in for `part` or of the bundle's own."""
+        if self._others is None or part in self._substitutes.graphs:
+            return self.parts.run(part, feeds)
+        return self._others.run(part, feeds)
+
     def decode(self, latent: Latent) -> NDArray[np.uint8]:
         """Pixels (B, H, W, 3)."""
-        return run_in_batches(self.parts.run, self._signatures["decoder"], {"latent": latent})["image"]
+        return run_in_batches(self.run, self._signatures["decoder"], {"latent": latent})["image"]
 
     def _load(self, name: str) -> Session:
-        half = self._bundle.manifest.parts[name].precision in ("bf16", "fp16")
-        graph, signature = self._graphs.get(name) or self._bundle.graph(name), self._signatures[name]
+        graph, signature = self._substitutes.graphs.get(name), self._signatures[name]
+        half = self.bundle.manifest.parts[name].precision in ("bf16", "fp16")
         if name == "transformer":
-            signature = replace(signature, inputs=(*signature.inputs, *self._besides))
-        return open_session(graph, Device.CPU, SessionOptions(half_products=half, signature=signature))
+            half = half or self._substitutes.half
+            signature = replace(signature, inputs=(*signature.inputs, *self._substitutes.besides))
+        options = SessionOptions(half_products=half, signature=signature)
+        return open_session(graph or self.bundle.graph(name), Device.CPU, options)
 
 
 def _accept(part: str, outputs: Arrays) -> None:

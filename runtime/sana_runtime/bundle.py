@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # these load a library that only painting needs
     from sana_runtime.prompt import PromptRules
     from sana_runtime.tokenizer import Tokenizer
 
-__all__ = ["Bundle", "describe", "open_bundle", "seal"]
+__all__ = ["Bundle", "describe", "open_bundle", "reseal", "seal"]
 
 CHUNK = 1 << 20
 MOST_FILES = 600  # a folder with more is not looked through to its end
@@ -123,8 +123,16 @@ def describe(folder: Path) -> dict[str, FileEntry]:
 
 def seal(folder: Path, manifest: Manifest) -> Bundle:
     """Declare every file that lies in `folder`, write the manifest there, and open the bundle that this makes."""
-    content = dump(replace(manifest, files=describe(folder)))
-    (folder / MANIFEST).write_bytes(content)
+    return _written(folder, replace(manifest, files=describe(folder)))
+
+
+def reseal(bundle: Bundle, manifest: Manifest) -> Bundle:
+    """The bundle with another manifest, for the files that it declares; they are not read again."""
+    return _written(bundle.path, replace(manifest, files=bundle.manifest.files))
+
+
+def _written(folder: Path, manifest: Manifest) -> Bundle:
+    (folder / MANIFEST).write_bytes(dump(manifest))
     return open_bundle(folder)
 
 

@@ -72,7 +72,7 @@ def contenders(tiny, make_model, save, tmp_path_factory):
 
     def contender(graph) -> Contender:
         session = open_session(graph, Device.ONNXRUNTIME, SessionOptions(threads=1))
-        return Contender(Painter(make_model(tiny), PLAN), lambda part, feeds: session.run(feeds))
+        return Contender(Painter(make_model(tiny), PLAN), lambda part, feeds: session.run(feeds), decode)
 
     return tuple(map(contender, graphs))
 
@@ -84,7 +84,7 @@ def decode(latent: np.ndarray) -> np.ndarray:
 
 
 def test_a_model_is_like_itself_and_passes(contenders):
-    evidence = compare(contenders[0], contenders[0], decode)
+    evidence = compare(contenders[0], contenders[0])
     assert set(evidence.psnrs) == {math.inf}
     assert {error for errors in evidence.velocity_errors.values() for error in errors} == {0.0}
     enforce(evidence, Limits())
@@ -92,7 +92,7 @@ def test_a_model_is_like_itself_and_passes(contenders):
 
 def test_int8_is_measured_at_every_step_and_passes(contenders):
     told = []
-    evidence = compare(*contenders, decode, lambda *each: told.append(each))
+    evidence = compare(*contenders, lambda *each: told.append(each))
     assert list(evidence.velocity_errors) == PLAN.solver.timesteps.tolist()
     assert all(len(errors) == 3 for errors in evidence.velocity_errors.values())
     assert all(1e-4 < error < 2e-2 for errors in evidence.velocity_errors.values() for error in errors)
@@ -102,16 +102,20 @@ def test_int8_is_measured_at_every_step_and_passes(contenders):
 
 
 def test_the_reference_is_painted_once_for_every_round_of_the_gate(contenders):
-    runs = []
+    runs, shown = [], []
 
     def run(part, feeds):
         runs.append(part)
         return contenders[0].run(part, feeds)
 
-    reference = Contender(contenders[0].painter, run)
-    first, second = (compare(reference, contenders[1], decode) for _ in range(2))
-    assert first.velocity_errors == second.velocity_errors
-    assert len(runs) == 3 * len(PLAN.solver.timesteps)
+    def show(latent):
+        shown.append(latent)
+        return decode(latent)
+
+    reference = Contender(contenders[0].painter, run, show)
+    first, second = (compare(reference, contenders[1]) for _ in range(2))
+    assert first.velocity_errors == second.velocity_errors and first.psnrs == second.psnrs
+    assert len(runs) == 3 * len(PLAN.solver.timesteps) and len(shown) == 3
 
 
 def test_an_error_at_one_step_is_seen_at_that_step_and_in_the_picture(contenders):
@@ -122,7 +126,7 @@ def test_an_error_at_one_step_is_seen_at_that_step_and_in_the_picture(contenders
         answer = candidate.run(part, feeds)["velocity"]
         return {"velocity": answer * (-1 if feeds["timestep"][0] == wrong else 1)}
 
-    evidence = compare(reference, Contender(candidate.painter, run), decode)
+    evidence = compare(reference, Contender(candidate.painter, run, decode))
     limits = Limits()
     bad = [timestep for timestep, errors in evidence.velocity_errors.items() if min(errors) > limits.velocity_error]
     assert bad == [wrong]
@@ -133,8 +137,10 @@ def test_an_error_at_one_step_is_seen_at_that_step_and_in_the_picture(contenders
 
 def test_a_model_that_gives_no_numbers_fails_every_limit(contenders):
     reference, candidate = contenders
-    broken = Contender(candidate.painter, lambda part, feeds: {"velocity": np.full_like(feeds["latent"], np.nan)})
-    complaints = compare(reference, broken, decode).complaints(Limits())
+    broken = Contender(
+        candidate.painter, lambda part, feeds: {"velocity": np.full_like(feeds["latent"], np.nan)}, decode
+    )
+    complaints = compare(reference, broken).complaints(Limits())
     assert len(complaints) == len(PLAN.solver.timesteps) + 3
 
 

@@ -10,12 +10,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from sana_calibration import loaded
 from sana_calibration.gate import Limits
+from sana_calibration.loaded import Loaded, Substitutes
 from sana_runtime.bundle import open_bundle, seal
 from sana_runtime.errors import BusyError, QualityError, UsageError
 from sana_runtime.pipeline import Pipeline
+from sana_runtime.session import open_session
 
-from sana_export import int8_stages, quantising
+from sana_export import int8_stages, plans, quantising
 from sana_export.cli.main import main
 from sana_export.findings import NO_GAIN
 from sana_export.quantising import Int8Settings, calibrate
@@ -64,6 +67,35 @@ def int8_bundle(float_bundle, settings, home, told):
 def painted(bundle, device):
     with Pipeline.open(bundle.path, device=device) as pipeline:
         return pipeline.generate("two red squares", size=(128, 160), seed=9).pixels
+
+
+def test_what_stands_in_for_a_part_shares_all_others(float_bundle, int8_bundle):
+    source = Loaded(float_bundle)
+    candidate = Loaded(float_bundle, Substitutes({"caption": int8_bundle.graph("caption")}), source)
+    smoothed, plain = (each.model.conditioner.prompt("a cat").text_kv for each in (candidate, source))
+    assert candidate.parts.loaded == ("caption",)
+    assert source.parts.loaded == ("text_encoder", "caption")
+    assert smoothed.shape == plain.shape and not np.array_equal(smoothed, plain)
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["large", "small"])
+def test_only_a_large_model_is_recorded_with_bf16_products(float_bundle, settings, tmp_path, monkeypatch, large):
+    options = {}
+
+    def opened(graph, device, chosen):
+        options[graph.name] = chosen
+        return open_session(graph, device, chosen)
+
+    def stop(step):
+        if step.stage == "smooth":
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(loaded, "open_session", opened)
+    monkeypatch.setattr(plans, "SMALL_MODEL", 0 if large else plans.SMALL_MODEL)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(float_bundle.path, tmp_path / "bundle", settings, stop)
+    assert options["recording.onnx"].half_products is large
 
 
 @pytest.mark.parametrize("device", ["cpu", "onnxruntime"])

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from sana_runtime import bundle as bundle_module
-from sana_runtime.bundle import describe, open_bundle, seal
+from sana_runtime.bundle import describe, open_bundle, reseal, seal
 from sana_runtime.errors import BundleError
 from sana_runtime.manifest import FileEntry, Manifest, dump, parse
 
@@ -70,6 +70,17 @@ def test_tokenizer_and_prompt_rules_are_read_from_the_bundle(bundle_folder, tiny
     bundle = seal(bundle_folder, manifest)
     assert bundle.prompt_rules() == rules
     assert bundle.tokenizer().encode("a cat") == Tokenizer(tiny_tokenizer / "tokenizer.json").encode("a cat")
+
+
+def test_another_manifest_for_the_same_files_reads_none_of_them(bundle_folder, manifest, monkeypatch):
+    bundle = seal(bundle_folder, manifest)
+    monkeypatch.setattr(bundle_module, "describe", None)
+    again = reseal(bundle, replace(manifest, model="another"))
+    assert again.manifest == replace(bundle.manifest, model="another")
+    again.verify()
+    (bundle_folder / "decoder.onnx").write_bytes(b"shorter")
+    with pytest.raises(BundleError, match="decoder.onnx"):
+        reseal(bundle, manifest)
 
 
 def test_opening_needs_no_engine_library_and_no_tokenizer(bundle_folder):
