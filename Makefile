@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 INPUTS := pyproject.toml setup.py constraints.txt
 
-.PHONY: demo test lint types tests gpu install-check trust nightly fuzz clean trust-server
+.PHONY: demo test lint types tests gpu bench install-check trust nightly fuzz clean trust-server
 
 demo: .venv/.build
 	$(BIN)/sana-export build --output out/nano
@@ -27,6 +27,9 @@ tests: .venv/.dev
 
 gpu: .venv/.dev
 	$(BIN)/python bench/gpu_suite.py
+
+bench: .venv/.dev
+	$(BIN)/python bench/design_table.py $(if $(MODEL),--model $(MODEL)) --resume
 
 install-check: .venv/.build
 	$(BIN)/sana-export build --output out/install-check

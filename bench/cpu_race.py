@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RESULTS = Path(__file__).parents[1] / "docs" / "measurements"
+ROOT = Path(__file__).parents[1]
+# where figures go; `design_table.py` collects those of its own run in another folder
+RESULTS = Path(os.environ.get("SANA_BENCH_RESULTS") or ROOT / "docs" / "measurements")
 PACKAGES = ("torch", "diffusers", "openvino", "onnxruntime", "optimum-intel")
 
 os.environ.setdefault("SANA_EXPORT_COMPILED", "off")  # ours compiles like everybody else; starts have cpu_start.py

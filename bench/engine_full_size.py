@@ -1,11 +1,13 @@
 """Build engines of full size from random weights: seconds, memory and kernels, into docs/measurements/engines.json.
 
-    python bench/engine_full_size.py [--work FOLDER] [CASE …]
+    python bench/engine_full_size.py [--work FOLDER] [--twice] [CASE …]
 
 No card is needed and none is used: nothing here says how fast an engine runs. Every export and every build has a
 process of its own, so that its peak is its own. Figures of cases that are not named are kept, and graphs in FOLDER.
+`--twice` builds every engine again and compares the files.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -18,6 +20,9 @@ from typing import Any
 from sana_runtime.engine_shapes import engine_signature
 from sana_runtime.signature import signatures
 
+sys.path.insert(0, str(Path(__file__).parent))
+import cpu_race
+
 from sana_export.engines.build import build_engine
 from sana_export.engines.job import EngineJob
 from sana_export.engines.library import Library, version_of
@@ -25,7 +30,7 @@ from sana_export.export import sizes_of
 from sana_export.plan_reader import read_plan
 from sana_export.precision import Precision
 
-RESULTS = Path(__file__).parents[1] / "docs" / "measurements" / "engines.json"
+RESULTS = cpu_race.RESULTS / "engines.json"
 TABLE = RESULTS.with_suffix(".md")
 NARROW = ("int8", "fp8", "int4")
 AMPERE_ON, ADA_ON, TURING = (86, 89, 120), (89, 120), (75,)
@@ -99,7 +104,7 @@ def graph_of(case: str, work: Path) -> Path:
     return graphs[1]
 
 
-def measure(case: str, work: Path) -> dict[str, Any]:
+def measure(case: str, work: Path, twice: bool = False) -> dict[str, Any]:
     """Build the case's engine and read its plan."""
     from sana_reference.config import PRESETS
 
@@ -108,9 +113,12 @@ def measure(case: str, work: Path) -> dict[str, Any]:
     precision = Precision("fp16" if form in NARROW else form)
     profiles = engine_signature(signatures(sizes_of(config, precision))[part]).profiles()
     graph, output = graph_of(case, work), work / "engine"
-    built = build_engine(EngineJob(part, graph, output, profiles, capabilities, plugin=plugin, fused_mix_ffn=fused))
-    plan = read_plan(output.read_bytes())
+    job = EngineJob(part, graph, output, profiles, capabilities, plugin=plugin, fused_mix_ffn=fused)
+    built, engine = build_engine(job), output.read_bytes()
     output.unlink()
+    plan = read_plan(engine)
+    again = {"built_twice_alike": build_engine(job).path.read_bytes() == engine} if twice else {}
+    output.unlink(missing_ok=True)
     assert plan is not None
     return {
         "capabilities": capabilities,
@@ -122,6 +130,7 @@ def measure(case: str, work: Path) -> dict[str, Any]:
         "plugins": len(plan.plugins),
         "products": dict(Counter(" x ".join(one.operands[:2]) for one in plan.products).most_common()),
         "activations": plan.activations,
+        **again,
     }
 
 
@@ -154,6 +163,21 @@ def _apart(*arguments: str) -> None:
     subprocess.run([sys.executable, __file__, *arguments], check=True)
 
 
+def build_all(arguments: list[str]) -> None:
+    """Build the cases that are named, or all, and write down each."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=list(CASES))
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--twice", action="store_true")
+    chosen = parser.parse_args(arguments)
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for case in chosen.cases:
+            results[case] = measure(case, chosen.work or Path(temporary), chosen.twice)
+            print(case, results[case], flush=True)
+            write(results)
+
+
 def main(arguments: list[str]) -> None:
     """Run one step of a case here, or cases each in processes of their own."""
     if arguments[:1] == ["--export"]:
@@ -162,13 +186,7 @@ def main(arguments: list[str]) -> None:
     elif arguments[:1] == ["--reform"]:
         reform(Path(arguments[1]), arguments[2], Path(arguments[3]))
     else:
-        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        with tempfile.TemporaryDirectory() as temporary:
-            work, cases = (arguments[1], arguments[2:]) if arguments[:1] == ["--work"] else (temporary, arguments)
-            for case in cases or CASES:
-                results[case] = measure(case, Path(work))
-                print(case, results[case], flush=True)
-                write(results)
+        build_all(arguments)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ docs/measurements/int8-quality.json.
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -22,9 +23,12 @@ from sana_runtime.bundle import open_bundle
 from sana_runtime.picture import Picture
 from sana_runtime.pipeline import Pipeline
 
+sys.path.insert(0, str(Path(__file__).parent))
+import cpu_race
+
 from sana_export.replay import psnr
 
-RESULTS = Path(__file__).parents[1] / "docs" / "measurements" / "int8-quality.json"
+RESULTS = cpu_race.RESULTS / "int8-quality.json"
 DEVICES = ("cpu", "onnxruntime")
 
 Pixels = NDArray[np.uint8]

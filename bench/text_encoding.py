@@ -31,10 +31,13 @@ from sana_runtime.session import SessionOptions
 from sana_runtime.tokenizer import Tokenizer
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
+sys.path.insert(0, str(Path(__file__).parent))
+import cpu_race
+
 from sana_export.export import export_parts
 from sana_export.precision import Precision
 
-RESULTS = Path(__file__).parents[1] / "docs" / "measurements" / "text-encoding.json"
+RESULTS = cpu_race.RESULTS / "text-encoding.json"
 PROMPT = "a small wooden house beside a quiet lake at sunrise with snow covered mountains behind it and two red boats"
 NEGATIVE = ""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
