@@ -2,7 +2,7 @@
 
 What is read back decides what is computed, so the rules of engines hold: the folder is the user's alone, every entry
 carries an HMAC under a key that only the user can read, and one that was not made here, or was damaged, is removed
-before the library sees it.
+before the library sees it. Weights are not kept a second time: an entry names their places in the graph's data file.
 
 An entry is the MAC (32 bytes), MAGIC, what the model was made of (JSON, with spaces up to PAGE bytes) and the model.
 The MAC covers all that follows it. The model begins on a page of its own because it is mapped, not read: its pages are
@@ -33,7 +33,7 @@ __all__ = ["SWITCH", "CompiledModels", "KeptModel", "compiled_folder", "keeping"
 SWITCH = "SANA_EXPORT_COMPILED"  # "off" in the environment: nothing is kept, and nothing kept is used
 MAGIC = b"SANACPU1"
 MAC_BYTES, PAGE = 32, 4096
-LIMIT = 8 << 30  # bytes: about a dozen sizes of picture of Sana-0.6B
+LIMIT = 8 << 30  # bytes; Sana-0.6B takes 15 MB for each size of picture, more where weights are stored converted
 PATTERN = "*.model"
 
 _passing: ContextVar[bool] = ContextVar("passing", default=False)

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sana_runtime.compiled_models import CompiledModels, keeping, origin
 from sana_runtime.errors import BackendError, MemoryLimitError, SanaError
-from sana_runtime.memory import available_memory
+from sana_runtime.onnx_guard import guard
 from sana_runtime.rules import printable
 from sana_runtime.session import Arrays, Interrupted, SessionOptions, contiguous
 from sana_runtime.signature import Signature
@@ -29,12 +29,11 @@ __all__ = ["OpenVinoSession"]
 
 EVERY_STEP = "timestep"  # an input of a part that is run many times for one picture
 ROWS = "rows"  # of text
-RECIPE = 2  # another number makes every compiled model that was kept before stale
+RECIPE = 3  # another number makes every compiled model that was kept before stale
 NARROW = (ov.Type.bf16, ov.Type.f16)
 READ_NARROW = {"MatMul", "Gather"}  # operations whose kernels take weights of 16 bits
 WORTH_KEEPING = 0.25  # seconds of compiling
-LARGEST_KEPT = 2 << 30  # bytes of weights: to check and read back more takes as long as to compile
-COPIES = 4  # of the weights: memory that must be free to write them down
+WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}  # a compiled model names the places of its weights in their file
 KEPT = 2  # sizes that stay compiled: guidance halves the batch where it is switched off for some of the steps
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # by input; -1 is any size
@@ -77,6 +76,7 @@ def _reader() -> FrontEnd:
 
 def _properties(options: SessionOptions) -> dict[str, Any]:
     properties: dict[str, Any] = {
+        **WITHOUT_WEIGHTS,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if options.half_products else "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # only what the graph says is quantised
@@ -86,9 +86,10 @@ def _properties(options: SessionOptions) -> dict[str, Any]:
     return properties
 
 
-def _weight_bytes(graph: Path) -> int:
+def _data_file(graph: Path) -> Path | None:
+    """The data file of the graph's own name, if it has one."""
     data = graph.with_suffix(".data")
-    return data.stat().st_size if data.exists() else 0
+    return data if data.exists() else None
 
 
 def _keep_whole_numbers(model: ov.Model) -> ov.Model:
@@ -148,6 +149,7 @@ class OpenVinoSession:
     """One graph compiled for this CPU: at once for all sizes, or, if it runs every step, for each size that comes."""
 
     def __init__(self, graph: Path, options: SessionOptions) -> None:
+        self._graph = graph
         self._name = graph.name
         self._signature = options.signature if _runs_every_step(options.signature) else None
         self._properties = _properties(options)
@@ -156,15 +158,10 @@ class OpenVinoSession:
         self._running = threading.Event()
         self._interrupted = threading.Event()
         try:
-            self._weight_bytes = _weight_bytes(graph)
-            self._origin = origin(graph)  # before it is read: what replaces it meanwhile is not kept under its name
-            self._model = _read(graph)
-        except Exception as error:  # the reader's failures have no base class of their own
+            self._origin = origin(graph)
+        except OSError as error:
             raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
-        inputs = self._model.inputs
-        self._whole = {each.get_any_name() for each in inputs if each.get_element_type() == ov.Type.i64}
-        self._outputs = [output.get_any_name() for output in self._model.outputs]
-        self._request = None if self._signature else self._compiled(())
+        self._request = self._compiled(()) if self._signature is None else None
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Every output by name; raises `Interrupted` when `interrupt` was called meanwhile."""
@@ -172,7 +169,9 @@ class OpenVinoSession:
         self._running.set()
         try:
             request = self._request = self._compiled(_fitted(self._signature, feeds) if self._signature else ())
-            whole = {name: feeds[name].astype(np.int64) for name in self._whole & feeds.keys()}
+            model = request.get_compiled_model()
+            kinds = {each.get_any_name(): each.get_element_type() for each in model.inputs}
+            whole = {name: feeds[name].astype(np.int64) for name in feeds if kinds.get(name) == ov.Type.i64}
             request.start_async(contiguous({**feeds, **whole}), share_inputs=True)
             if self._interrupted.is_set():  # while the graph was compiled
                 request.cancel()
@@ -183,7 +182,8 @@ class OpenVinoSession:
             raise _translated(error, "OpenVINO stopped") from error
         finally:
             self._running.clear()
-        return {name: request.get_tensor(name).data.copy() for name in self._outputs}
+        names = [output.get_any_name() for output in model.outputs]
+        return {name: request.get_tensor(name).data.copy() for name in names}
 
     def interrupt(self) -> None:
         """Stop the run that is under way, from any thread; does nothing when none is."""
@@ -206,20 +206,44 @@ class OpenVinoSession:
 
     def _ready(self, shapes: Shapes) -> ov.CompiledModel:
         """The model compiled for these shapes, now or at an earlier start."""
-        models = CompiledModels() if keeping() and self._weight_bytes <= LARGEST_KEPT else None
+        models = CompiledModels() if keeping() else None
         made_of = self._made_of(shapes)
         if models and (mapped := models.load(made_of)) is not None:
             with suppress(RuntimeError):  # then it is compiled, and replaced
-                tensor = ov.Tensor(mapped, shared_memory=True)
-                compiled = _core().import_model(tensor, "CPU", self._properties)
+                compiled = self._read_back(mapped)
                 self._mapped[shapes] = mapped
                 return compiled
         begun = time.perf_counter()
         compiled = self._compile(shapes)
-        if models and time.perf_counter() - begun >= WORTH_KEEPING and self._may_write():
+        if models and time.perf_counter() - begun >= WORTH_KEEPING:
             with suppress(SanaError):  # without it the next start is slower, no more
+                data = _data_file(self._graph)
+                guard(self._graph, {data.name: data.stat().st_size} if data else {})  # no weights anywhere else
                 models.store(made_of, compiled.export_model().getbuffer())
         return compiled
+
+    def _read_back(self, mapped: NDArray[np.uint8]) -> ov.CompiledModel:
+        """A kept model, with the weights that it was compiled with."""
+        data = _data_file(self._graph)
+        properties = {**self._properties, "WEIGHTS_PATH": str(data)} if data else self._properties
+        compiled = _core().import_model(ov.Tensor(mapped, shared_memory=True), "CPU", properties)
+        self._refuse_replaced()
+        return compiled
+
+    @cached_property
+    def _model(self) -> ov.Model:
+        """The graph itself, which is needed only where there is no kept model."""
+        try:
+            model = _read(self._graph)
+        except Exception as error:  # the reader's failures have no base class of their own
+            raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
+        self._refuse_replaced()
+        return model
+
+    def _refuse_replaced(self) -> None:
+        """Raise unless the files are still those that the session was opened with; what was read of them is mapped."""
+        if origin(self._graph) != self._origin:
+            raise BackendError(f"{self._graph} was replaced while it was in use; open it again")
 
     def _made_of(self, shapes: Shapes) -> dict[str, Any]:
         """Everything that the compiled model depends on."""
@@ -232,11 +256,6 @@ class OpenVinoSession:
             "machine": repr(machine),
             "properties": self._properties,
         }
-
-    def _may_write(self) -> bool:
-        """Whether there is memory to write the model down with."""
-        available = available_memory()
-        return available is not None and COPIES * self._weight_bytes <= available
 
     def _compile(self, shapes: Shapes) -> ov.CompiledModel:
         if shapes:

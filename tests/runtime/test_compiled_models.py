@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from sana_runtime import openvino_session
-from sana_runtime.compiled_models import SWITCH, CompiledModels, compiled_folder, origin
+from sana_runtime.compiled_models import PAGE, SWITCH, CompiledModels, compiled_folder, origin
+from sana_runtime.errors import BackendError
 from sana_runtime.openvino_session import OpenVinoSession
 from sana_runtime.session import SessionOptions
 
@@ -46,8 +47,20 @@ def scale(path, factor):
     return path
 
 
+def shift(path, amount, data):
+    """A graph that multiplies by 2, which stands in it, and adds `amount`, which lies in the file `data`."""
+    scale(path, 2.0)
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.full(20_000, amount, np.float32), "amount"))
+    model.graph.node.append(helper.make_node("Add", ["y", "amount"], ["z"]))
+    model.graph.output[0].name = "z"
+    onnx.save(model, path, save_as_external_data=True, location=data, size_threshold=1000)
+    return path
+
+
 def answer(graph):
-    return OpenVinoSession(graph, SessionOptions(threads=1)).run({"x": np.arange(3, dtype=np.float32)})["y"]
+    (outputs,) = OpenVinoSession(graph, SessionOptions(threads=1)).run({"x": np.arange(3, dtype=np.float32)}).values()
+    return outputs
 
 
 def test_a_model_comes_back_as_it_was_kept_and_on_a_page_of_its_own(models, kept):
@@ -105,6 +118,40 @@ def test_a_later_session_reads_back_what_an_earlier_one_compiled(home, monkeypat
     first = answer(graph)
     monkeypatch.setattr(OpenVinoSession, "_compile", lambda *_: pytest.fail("it was compiled again"))
     np.testing.assert_array_equal(answer(graph), first)
+
+
+def answer_of_many(graph):
+    feeds = {"x": np.arange(20_000, dtype=np.float32)}
+    return OpenVinoSession(graph, SessionOptions(threads=1)).run(feeds)["z"][3]
+
+
+def test_weights_stay_in_their_own_file_and_are_found_there_again(home, monkeypatch):
+    graph = shift(home / "shift.onnx", 5.0, "shift.data")
+    assert answer_of_many(graph) == 11
+    (entry,) = CompiledModels().entries()
+    assert entry.bytes < PAGE + 20_000  # of 80,000 bytes of weights
+    monkeypatch.setattr(OpenVinoSession, "_compile", lambda *_: pytest.fail("it was compiled again"))
+    assert answer_of_many(graph) == 11
+
+
+def test_a_model_with_weights_in_a_file_of_another_name_is_not_kept(home):
+    shift(home / "other.onnx", 7.0, "other.data")
+    graph = shift(home / "shift.onnx", 5.0, "more.data")
+    shutil.copy(home / "other.data", home / "shift.data")
+    assert [answer_of_many(graph) for _ in range(2)] == [11, 11]
+    assert not CompiledModels().entries()
+
+
+def test_weights_that_are_replaced_while_a_session_is_open_are_not_mixed_with_its_own(home):
+    graph = shift(home / "shift.onnx", 5.0, "shift.data")
+    answer_of_many(graph)
+    (entry,) = CompiledModels().entries()
+    session = OpenVinoSession(graph, SessionOptions(threads=1))
+    os.utime(graph.with_suffix(".data"), (1, 1))
+    session._requests.clear()
+    with pytest.raises(BackendError, match="was replaced while it was in use"):
+        session.run({"x": np.arange(20_000, dtype=np.float32)})
+    assert entry.path.exists()
 
 
 def test_another_graph_in_the_same_place_is_compiled_anew(home):
