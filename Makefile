@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 INPUTS := pyproject.toml setup.py constraints.txt
 
-.PHONY: demo test lint types tests gpu bench install-check trust nightly fuzz clean trust-server
+.PHONY: demo test lint types tests gpu bench install-check trust nightly fuzz clean trust-server lock locked
 
 demo: .venv/.build
 	$(BIN)/sana-export build --output out/nano
@@ -29,7 +29,7 @@ gpu: .venv/.dev
 	$(BIN)/python bench/gpu_suite.py
 
 bench: .venv/.dev
-	$(BIN)/python bench/design_table.py $(if $(MODEL),--model $(MODEL)) --resume
+	$(BIN)/python bench/design_table.py $(if $(MODEL),--model $(MODEL)) $(if $(RESUME),--resume)
 
 install-check: .venv/.build
 	$(BIN)/sana-export build --output out/install-check
@@ -47,6 +47,20 @@ fuzz: .venv/.dev
 
 trust-server: .venv/.dev
 	SANA_TRUST_REQUESTS=10000 SANA_TRUST_CLIENTS=200 SANA_TRUST_SECONDS=60 $(BIN)/pytest -s tests/serve/test_trust.py
+
+lock: .venv/.dev
+	$(BIN)/python bench/trust_lock.py > .venv/lock
+	mv .venv/lock requirements-dev.lock
+
+# .venv anew, of nothing but archives with the digests in requirements-dev.lock: what builds the others from source first.
+locked:
+	$(PYTHON) -m venv --clear .venv
+	grep ^setuptools== requirements-dev.lock > .venv/tools.lock
+	$(PIP) --require-hashes --no-deps --requirement .venv/tools.lock
+	$(PIP) --require-hashes --no-deps --no-build-isolation --requirement requirements-dev.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+	touch .venv/.build .venv/.dev
 
 clean:
 	rm -rf .venv out build dist *.egg-info

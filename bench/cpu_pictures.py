@@ -1,12 +1,14 @@
 """Paint the same pictures, from prompt to pixels, through diffusers, optimum-intel and our bundles, in turn.
 
     python bench/cpu_pictures.py [FOLDER] [--size 512] [--steps 20] [--rounds 3] [--threads 2] [--only NAME …] [--apart]
+    python bench/cpu_pictures.py FOLDER --int8 BUNDLE --apart --rounds 2 --only "diffusers bf16" "ours int8"
 
 FOLDER is a pipeline as diffusers saves it (`full_size_folder.py` writes one), by default nano's. Everybody starts from
 the same noise; each round has a prompt of its own, so that nobody paints what it kept from the round before. Bundles
-are built once, in --made. All stay loaded unless --apart gives every turn a process of its own, which is what fits into
-memory at full size; a time is then of a process's first picture, compiling included. Decibels are of peak signal to
-noise against the first contender. Writes docs/measurements/cpu-pictures-NAME.json.
+are built once, in --made; an INT8 one that exists already can be given. All stay loaded unless --apart gives every turn
+a process of its own, which is what fits into memory at full size: diffusers then holds 7 GB of weights in bf16 and 14
+in fp32. A time is then of a process's first picture, of the first prompt, compiling included but not reading weights.
+Decibels are of peak signal to noise against the first contender. Writes docs/measurements/cpu-pictures-NAME.json.
 """
 
 import argparse
@@ -40,12 +42,17 @@ class Job:
     size: int
     steps: int
     threads: int
+    int8: Path | None = None  # an INT8 bundle that exists already
 
     @property
     def latents(self) -> Any:
         """The noise of all pictures."""
         side = self.size // 32
         return np.random.default_rng(0).standard_normal((1, 32, side, side)).astype(np.float32)
+
+    def bundle(self, precision: str) -> Path:
+        """Where a bundle lies, or will."""
+        return self.int8 if self.int8 and precision == "int8" else self.made / precision
 
 
 def diffusers_pictures(job: Job, dtype: str) -> Run:
@@ -90,7 +97,7 @@ def our_pictures(job: Job, bundle: str) -> Run:
     """Our pipeline on a bundle."""
     from sana_runtime.pipeline import Pipeline
 
-    pipeline = Pipeline.open(job.made / bundle, threads=job.threads)
+    pipeline = Pipeline.open(job.bundle(bundle), threads=job.threads)
     usual: dict[str, Any] = {"size": (job.size, job.size), "steps": job.steps, "guidance": GUIDANCE}
     return _in_turn(lambda prompt: pipeline.generate(prompt, latents=job.latents, **usual).pixels)
 
@@ -125,8 +132,8 @@ def prepare(job: Job, names: Sequence[str]) -> None:
 
     job.made.mkdir(parents=True, exist_ok=True)
     for bundle in BUNDLES:
-        if f"ours {bundle}" in names and not (job.made / bundle).exists():
-            build(job.folder, job.made / bundle, Precision(bundle))
+        if f"ours {bundle}" in names and not job.bundle(bundle).exists():
+            build(job.folder, job.bundle(bundle), Precision(bundle))
     if any(name.startswith("optimum") for name in names):
         cpu_optimum.convert(job.folder.absolute(), job.made, job.peers, ("float",))
 
@@ -148,12 +155,13 @@ def main(arguments: Sequence[str]) -> None:
         parser.add_argument(name, type=int, default=usual)
     parser.add_argument("--only", nargs="*", help="contenders, by name or by the beginning of several")
     parser.add_argument("--apart", action="store_true", help="a process for every turn")
+    parser.add_argument("--int8", type=Path, help="an INT8 bundle of FOLDER that need not be built")
     parser.add_argument("--made", type=Path, default=Path("out/bench/pictures"))
     parser.add_argument("--optimum", type=Path, default=Path("out/bench/optimum"))
     chosen = parser.parse_args(arguments)
     name = "nano" if chosen.folder == NANO else chosen.folder.name
     size = chosen.size or (128 if name == "nano" else 512)
-    job = Job(chosen.folder, chosen.made / name, chosen.optimum, size, chosen.steps, chosen.threads)
+    job = Job(chosen.folder, chosen.made / name, chosen.optimum, size, chosen.steps, chosen.threads, chosen.int8)
     racing = only(contenders(job), chosen.only)
     prepare(job, [each.name for each in racing])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
