@@ -22,9 +22,10 @@ from sana_runtime.tokenizer import Tokenizer
 
 from sana_export.export import ExportedPart, OnProgress, Progress, export_parts, sizes_of
 from sana_export.origin import Origin, Terms, identity, terms_of
-from sana_export.plan import Habits, plan
+from sana_export.plan import Habits, goes_side_by_side, plan
 from sana_export.precision import Precision, dtype_of, scheme_of
 from sana_export.replay import held_to
+from sana_export.side_by_side import export_side_by_side
 from sana_export.steps import FINDING, BuildStep, OnBuildStep
 
 if TYPE_CHECKING:
@@ -161,19 +162,21 @@ def _exported(
 ) -> list[ExportedPart]:
     """Every part in `work`: those that are there already are whole, because a graph is published last."""
     missing = [part for part in PARTS if not (work / f"{part}.onnx").is_file()]
-    export_parts(checkpoint, work, precision, parts=missing, prefix=rules.prefix, on_progress=on_progress)
+    if goes_side_by_side(checkpoint, precision, missing):
+        export_side_by_side(checkpoint, work, precision, parts=missing, prefix=rules.prefix, on_progress=on_progress)
+    else:
+        export_parts(checkpoint, work, precision, parts=missing, prefix=rules.prefix, on_progress=on_progress)
     known = signatures(sizes_of(checkpoint.config, precision))
     return [ExportedPart(part, work / f"{part}.onnx", known[part], dtype_of(part, precision), ()) for part in PARTS]
 
 
 def _scaled(on_step: OnBuildStep) -> Callable[[Progress], None]:
-    """The export's progress, part by part, as the build's first four fifths."""
-    parts: list[str] = []
+    """The export's progress, part by part or two at a time, as the build's first four fifths."""
+    reached: dict[str, float] = {}
 
     def report(progress: Progress) -> None:
-        if progress.part not in parts:
-            parts.append(progress.part)
-        share = (len(parts) - 1 + progress.fraction) / 5
+        reached[progress.part] = progress.fraction
+        share = sum(reached.values()) / len(PARTS)
         on_step(BuildStep(progress.part, 0.8 * share, f"{progress.part}: {progress.message}"))
 
     return report

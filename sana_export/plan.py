@@ -1,7 +1,8 @@
 """What an export will take, and what painting will, said before anything heavy starts."""
 
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from sana_export.precision import Precision, dtype_of, scheme_of, stored_as
 if TYPE_CHECKING:
     from sana_export.tracing.counting import Described
 
-__all__ = ["Habits", "PartPlan", "Plan", "foresee_painting", "plan"]
+__all__ = ["APART", "Habits", "PartPlan", "Plan", "foresee_painting", "goes_side_by_side", "plan"]
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 USUAL_PREFIX = 207  # tokens of BOS and Sana's instruction that Gemma's tokenizer leaves unchanged
@@ -27,6 +28,8 @@ LIBRARIES = 700_000_000  # bytes of torch and the exporter before any weight is 
 SECONDS_PER_LAYER = 0.15
 SECONDS_AT_LEAST = 3.0
 WRITTEN_PER_SECOND = 250_000_000  # bytes, transposed on the way
+APART = "text_encoder"  # the part that is exported beside the others, as it is as much work as all of them
+STARTING = 10.0  # seconds until another process has loaded the exporter
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,12 @@ class PartPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Estimates for a build: its parts are exported one after the other, then come the stages."""
+    """Estimates for a build: its parts are exported, then come the stages, one after the other."""
 
     parts: tuple[PartPlan, ...]
     stages: tuple[StagePlan, ...]
     disk_bytes: int  # most that the build has on the disk at any time, the finished bundle included
+    side_by_side: bool = False  # whether the text encoder is exported beside the others, else one after the other
 
     @property
     def bytes(self) -> int:
@@ -57,12 +61,18 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """Most memory at any time."""
+        return max(self.least_bytes, _peak_beside(self.parts)) if self.side_by_side else self.least_bytes
+
+    @property
+    def least_bytes(self) -> int:
+        """The same with one part after the other, as it is done where memory is short."""
         return max(each.peak_bytes for each in self._all())
 
     @property
     def seconds(self) -> float:
         """Time for all parts and stages, reading the checkpoint not included."""
-        return sum(each.seconds for each in self._all())
+        saved = _saved_beside(self.parts) if self.side_by_side else 0.0
+        return sum(each.seconds for each in self._all()) - saved
 
     def _all(self) -> tuple[PartPlan | StagePlan, ...]:
         return (*self.parts, *self.stages)
@@ -73,9 +83,9 @@ class Plan:
         `freed` is what the build itself will free on the disk, or find there already.
         """
         memory, disk = available_memory(), shutil.disk_usage(_existing(folder)).free + freed
-        if memory is not None and self.peak_bytes > memory:
+        if memory is not None and self.least_bytes > memory:
             raise MemoryLimitError(
-                f"the build needs about {_gb(self.peak_bytes)} of memory, {_gb(memory)} are free; close other "
+                f"the build needs about {_gb(self.least_bytes)} of memory, {_gb(memory)} are free; close other "
                 "programs, use a machine with more, or go on all the same with --force"
             )
         if self.disk_bytes > disk:
@@ -96,22 +106,30 @@ def plan(
 
     For INT8 every weight that may be is counted as INT8; those that calibration leaves in float take more.
     """
-    from sana_export.tracing.counting import count_numbers, largest_tensor
+    from sana_export.tracing.counting import count_numbers
     from sana_export.tracing.parts import NETWORKS
 
     habits, numbers = habits or Habits(), count_numbers(sizes, prefix_tokens)
     exported = _exported(sizes, precision, prefix_tokens)
-    largest = max(sum(numbers[part] for part in NETWORKS[network]) for network in largest_tensor(sizes))
+    largest = max(sum(numbers[part] for part in NETWORKS[network]) for network in NETWORKS)
     golden = plan_golden(sizes, numbers, LIBRARIES + 4 * largest, habits)
-    written = sum(part.bytes for part in exported)
+    written, beside = sum(part.bytes for part in exported), _goes_beside(exported)
     if precision is not Precision.INT8:
-        return Plan(exported, (golden,), 2 * written)  # they are kept apart until the bundle is whole
+        return Plan(exported, (golden,), 2 * written, beside)  # they are kept apart until the bundle is whole
     final = _in_int8(sizes, exported)
     wide, narrow = (next(part.bytes for part in kind if part.name == "transformer") for kind in (exported, final))
     calibration = _calibration(sizes, numbers, exported, habits)
     text = next(part.bytes for part in final if part.name == "text_encoder")
     while_tried = 2 * wide + 2 * narrow + text  # a copy to record with, the trial's graph of both forms, the INT8 parts
-    return Plan(final, (golden, calibration), written + max(while_tried, sum(part.bytes for part in final)))
+    disk = written + max(while_tried, sum(part.bytes for part in final))
+    return Plan(final, (golden, calibration), disk, beside)
+
+
+def goes_side_by_side(sizes: "Described", precision: Precision, parts: Sequence[str] = PARTS) -> bool:
+    """Whether the text encoder is exported beside the others of `parts`: that saves time, and now there is memory."""
+    if APART not in parts or len(parts) == 1:
+        return False
+    return _goes_beside([part for part in _exported(sizes, precision, USUAL_PREFIX) if part.name in parts])
 
 
 def foresee_painting(
@@ -125,29 +143,49 @@ def foresee_painting(
 
 def _exported(sizes: "Described", precision: Precision, prefix_tokens: int) -> tuple[PartPlan, ...]:
     """The parts as they come out of the export, which for INT8 is before calibration."""
-    from sana_export.tracing.counting import (
-        count_narrowed,
-        count_numbers,
-        count_operations,
-        count_tables,
-        largest_tensor,
-    )
+    from sana_export.tracing.counting import count_narrowed, count_numbers, count_operations, count_tables
     from sana_export.tracing.parts import NETWORKS
 
-    numbers, layers, largest = count_numbers(sizes, prefix_tokens), count_operations(sizes), largest_tensor(sizes)
+    numbers, layers = count_numbers(sizes, prefix_tokens), count_operations(sizes)
     tables, narrowed = count_tables(sizes, prefix_tokens), count_narrowed(sizes)
     network_of = {part: network for network, owned in NETWORKS.items() for part in owned}
 
     def planned(part: str) -> PartPlan:
-        stored, network = stored_as(part, precision), network_of[part]
-        width, held = BYTES[dtype_of(part, precision)], sum(numbers[each] for each in NETWORKS[network])
+        stored, width = stored_as(part, precision), BYTES[dtype_of(part, precision)]
+        held = sum(numbers[each] for each in NETWORKS[network_of[part]])
         saved = narrowed.get(part, 0) * (width - BYTES[stored])
         written = numbers[part] * width - saved + tables[part].bytes(width)
         seconds = max(SECONDS_AT_LEAST, layers[part] * SECONDS_PER_LAYER) + written / WRITTEN_PER_SECOND
-        peak = LIBRARIES + (held + largest[network]) * width
-        return PartPlan(part, stored, numbers[part], written, peak, seconds)
+        return PartPlan(part, stored, numbers[part], written, LIBRARIES + held * width, seconds)
 
     return tuple(planned(part) for part in PARTS)
+
+
+def _goes_beside(parts: Sequence[PartPlan]) -> bool:
+    memory = available_memory()
+    if memory is None or _cores() == 1 or _saved_beside(parts) <= 0:
+        return False
+    return _peak_beside(parts) <= memory
+
+
+def _peak_beside(parts: Sequence[PartPlan]) -> int:
+    """Memory of both processes together."""
+    apart, others = _sides(parts)
+    return sum(max(part.peak_bytes for part in side) for side in (apart, others))
+
+
+def _saved_beside(parts: Sequence[PartPlan]) -> float:
+    """Seconds; less than nothing where starting a process takes longer than the shorter side."""
+    return min(sum(part.seconds for part in side) for side in _sides(parts)) - STARTING
+
+
+def _sides(parts: Sequence[PartPlan]) -> tuple[list[PartPlan], list[PartPlan]]:
+    return [part for part in parts if part.name == APART], [part for part in parts if part.name != APART]
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_int8(sizes: "Described", exported: tuple[PartPlan, ...]) -> tuple[PartPlan, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-__all__ = ["data_file", "save_graph"]
+__all__ = ["data_file", "discard_half", "save_graph"]
 
 INLINE_BELOW = 1024  # bytes: engines want shapes and other small constants inside the graph
 PAGE = 4096  # weights start on a page, so that engines can map them
@@ -39,16 +39,27 @@ def save_graph(model: ir.Model, graph: Path, on_written: OnWritten = lambda shar
         _publish(staged, graph)
 
 
+def discard_half(graph: Path) -> None:
+    """Remove what a process left that was stopped while it wrote `graph`; nothing when that is whole."""
+    shutil.rmtree(_staging_folder(graph), ignore_errors=True)
+    if not graph.is_file():
+        data_file(graph).unlink(missing_ok=True)
+
+
 @contextmanager
 def _staging(graph: Path) -> Iterator[Path]:
     """A file of the same name in a folder of its own beside it, which goes with everything left in it."""
-    folder = graph.with_name(f".{graph.name}.partial")
+    folder = _staging_folder(graph)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder / graph.name
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _staging_folder(graph: Path) -> Path:
+    return graph.with_name(f".{graph.name}.partial")
 
 
 def _publish(staged: Path, final: Path) -> None:

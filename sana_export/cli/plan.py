@@ -82,7 +82,9 @@ def _building(planned: "Plan") -> tuple[str, dict[str, Any]]:
         f"{planned.peak_bytes / 1e9:.1f} GB of memory, about {planned.seconds:.0f} s on two cores; memory and time are "
         "estimates",
     ]
-    totals = {name: getattr(planned, name) for name in ("bytes", "disk_bytes", "peak_bytes", "seconds")}
+    if planned.side_by_side:
+        lines.append("here the text encoder is exported beside the other parts, which memory and cores are enough for")
+    totals = {name: getattr(planned, name) for name in ("bytes", "disk_bytes", "peak_bytes", "seconds", "side_by_side")}
     return "\n".join(lines), {
         "parts": [asdict(part) for part in planned.parts],
         "stages": [asdict(stage) for stage in planned.stages],

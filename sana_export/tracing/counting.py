@@ -1,7 +1,6 @@
 """How many numbers each part holds, from sizes alone: no weight is read."""
 
 from dataclasses import dataclass
-from math import prod
 from typing import Protocol
 
 import torch
@@ -28,7 +27,6 @@ __all__ = [
     "count_products",
     "count_tables",
     "count_text_steps",
-    "largest_tensor",
 ]
 
 ONCE_A_PROMPT = ("caption_projection.", ".cross_attention.kv.", ".cross_attention.norm_k.")
@@ -148,13 +146,6 @@ def count_operations(sizes: Described) -> dict[str, int]:
         "transformer": _leaves(networks["transformer"]),
         "decoder": _leaves(autoencoder.decoder),
         "encoder": _leaves(autoencoder.encoder),
-    }
-
-
-def largest_tensor(sizes: Described) -> dict[str, int]:
-    """Numbers in the largest tensor of each network."""
-    return {
-        name: max(prod(tensor.shape) for tensor in network.parameters()) for name, network in _networks(sizes).items()
     }
 
 

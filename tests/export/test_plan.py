@@ -9,13 +9,14 @@ import pytest
 from sana_calibration.products import chosen
 from sana_calibration.quantise import quantise
 from sana_calibration.weight_only import quantise_weights
+from sana_reference.checkpoint import load_checkpoint
 from sana_reference.config import DC_AE_F32C32, PRESETS, TextConfig
 from sana_runtime.errors import MemoryLimitError
 from sana_runtime.memory_plan import GRAPH, LIBRARIES, Layout, PartMemory, all_loaded, one_at_a_time, working_memory
 
 from sana_export import plan as planning
 from sana_export.passes.narrow_weights import widen_weights
-from sana_export.plan import Habits, foresee_painting, plan
+from sana_export.plan import Habits, foresee_painting, goes_side_by_side, plan
 from sana_export.precision import Precision
 from sana_export.tracing.counting import count_products
 
@@ -141,11 +142,76 @@ def test_what_stays_float_in_an_int8_bundle_is_foreseen_in_its_narrow_type(expor
     assert planned.bytes == pytest.approx(written, rel=0.03)
 
 
-def test_an_int8_build_of_full_size_takes_the_memory_that_was_promised():
+@pytest.fixture
+def machine(monkeypatch):
+    """Let the plan find so much free memory and so many cores."""
+
+    def found(memory, cores=2):
+        monkeypatch.setattr(planning, "available_memory", lambda: memory)
+        monkeypatch.setattr(planning, "_cores", lambda: cores)
+
+    return found
+
+
+@pytest.mark.parametrize("memory", [None, 64 << 30])
+def test_an_int8_build_of_full_size_takes_the_memory_that_was_promised(memory, machine):
+    machine(memory)
     planned = plan(FULL, Precision.INT8)
+    assert planned.side_by_side == (memory is not None)
     assert planned.peak_bytes <= 16e9
     assert planned.bytes < 0.55 * plan(FULL).bytes
     assert [stage.name for stage in planned.stages] == ["golden", "calibration"]
+
+
+def test_side_by_side_two_parts_are_in_memory_and_the_shorter_side_takes_no_time(machine):
+    machine(64 << 30)
+    beside = plan(FULL, Precision.INT8)
+    machine(64 << 30, cores=1)
+    in_turn = plan(FULL, Precision.INT8)
+    peaks = sorted(part.peak_bytes for part in in_turn.parts)
+    text = next(part for part in in_turn.parts if part.name == "text_encoder")
+    assert (beside.side_by_side, in_turn.side_by_side) == (True, False)
+    assert beside.peak_bytes == text.peak_bytes + max(p.peak_bytes for p in in_turn.parts if p is not text)
+    assert beside.peak_bytes == peaks[-1] + peaks[-2] > in_turn.peak_bytes
+    assert 30 < in_turn.seconds - beside.seconds < text.seconds
+
+
+def test_where_memory_is_short_parts_are_exported_in_turn_and_nothing_is_refused(machine, tmp_path):
+    machine(64 << 30)
+    both = plan(FULL).peak_bytes
+    for memory, beside in ((both, True), (both - 1, False), (plan(FULL).least_bytes, False)):
+        machine(memory)
+        planned = plan(FULL)
+        assert (planned.side_by_side, goes_side_by_side(FULL, Precision.FP32)) == (beside, beside)
+        assert planned.peak_bytes <= memory
+        planned.check(tmp_path, freed=planned.disk_bytes)
+
+
+def test_another_process_is_started_only_for_large_parts_that_are_still_missing(machine):
+    machine(64 << 30)
+    model = load_checkpoint("nano")
+    assert not goes_side_by_side(model, Precision.FP32)
+    assert goes_side_by_side(FULL, Precision.FP32, ("text_encoder", "transformer"))
+    assert not goes_side_by_side(FULL, Precision.FP32, ("text_encoder",))
+    assert not goes_side_by_side(FULL, Precision.FP32, ("caption", "transformer", "decoder", "encoder"))
+
+
+# Most memory that a process took to export parts of full size, bench/export_full_size.py.
+EXPORTED = [
+    ("sana-600m", "fp16", ("caption", "transformer"), 1.85e9),
+    ("sana-1600m", "fp16", ("caption", "transformer"), 3.89e9),
+    ("sana-600m", "fp32", ("decoder", "encoder"), 1.90e9),
+    ("sana-600m", "bf16", ("decoder", "encoder"), 1.25e9),
+    ("sana-600m", "bf16", ("text_encoder",), 6.00e9),
+]
+
+
+@pytest.mark.parametrize(("preset", "precision", "parts", "measured"), EXPORTED)
+def test_the_memory_of_an_export_is_near_what_was_measured(preset, precision, parts, measured):
+    planned = plan(FULL._replace(config=PRESETS[preset]), Precision(precision)).parts
+    for part in planned:
+        if part.name in parts:
+            assert part.peak_bytes == pytest.approx(measured, rel=0.1)
 
 
 def test_every_build_paints_with_the_reference_in_float32():

@@ -30,6 +30,7 @@ __all__ = [
     "TransformerPart",
     "autoencoder_in_file",
     "autoencoder_in_folder",
+    "text_encoder_in_files",
     "text_encoder_in_folder",
     "transformer_in_file",
     "transformer_in_folder",
@@ -121,7 +122,11 @@ def autoencoder_in_file(file: Path) -> AutoencoderPart:
 
 def text_encoder_in_folder(folder: Path, variant: str | None) -> TextPart:
     """Gemma-2 in a folder of transformers', bare or inside the language model."""
+    return text_encoder_in_files(folder, weight_files(folder, variant))
+
+
+def text_encoder_in_files(folder: Path, files: tuple[Path, ...]) -> TextPart:
+    """The same from those of its weight files that were chosen before."""
     config = text_config(Fields(folder / "config.json"))
-    files = weight_files(folder, variant)
     bare = any(not name.startswith("model.") and name != "lm_head.weight" for name in TensorSource(files).shapes)
     return Part(folder, config, files, TEXT_ENCODER if bare else LANGUAGE_MODEL, TextEncoder)
