@@ -178,13 +178,13 @@ def _apart(*arguments: str) -> None:
 def build_all(arguments: list[str]) -> None:
     """Build the cases that are named, or all, and write down each."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=list(CASES))
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []])
     parser.add_argument("--work", type=Path)
     parser.add_argument("--twice", action="store_true")
     chosen = parser.parse_args(arguments)
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
-        for case in chosen.cases:
+        for case in chosen.cases or CASES:
             results[case] = measure(case, chosen.work or Path(temporary), chosen.twice)
             print(case, results[case], flush=True)
             write(results)

@@ -37,6 +37,7 @@ DEPTH = 2
 SIDES = (8, 12, 16, 24, 32, 48, 64, 96, 128)  # of latents: pictures of 256 to 4096 pixels
 NARROW = "decoder-quarter"
 FULL_UP_TO = 1024  # pixels, of the full decoder
+WHOLE_UP_TO = 2048  # of the narrow one in one piece
 TILE, OVERLAP = 512, 64
 
 Times = dict[int, float]  # seconds by size
@@ -123,7 +124,7 @@ def measure_decode(folder: Path, threads: int, largest: int) -> dict[str, Any]:
             runs = {
                 size**2: _apart("decode", str(folder / decoder), threads, size, tile)
                 for size in sizes
-                if tile < size <= min(limit, 4 * (tile or 512))  # whole: as much as memory holds
+                if tile < size <= (limit if tile else min(limit, WHOLE_UP_TO))
             }
             name = f"{'narrow_' * (decoder == NARROW)}decode_{way}"
             found[f"{name}_by_pixels"] = {size: seconds for size, (seconds, _) in runs.items()}
@@ -194,14 +195,14 @@ def main(arguments: Sequence[str]) -> None:
     """Measure what was asked for, and draw everything that is known."""
     parts = {"attention": measure_attention, "step": measure_step, "decode": measure_decode, "build": measure_build}
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", nargs="*", choices=[*parts, []], default=list(parts))
+    parser.add_argument("part", nargs="*", choices=[*parts, []])
     parser.add_argument("--folder", type=Path, default=Path("out/bench/depth2"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--largest", type=int, default=4096)
     chosen = parser.parse_args(arguments)
     file = RESULTS / "scale.json"
     found = json.loads(file.read_text()) if file.is_file() else {}
-    for part in chosen.part:
+    for part in chosen.part or parts:
         found |= parts[part](chosen.folder, chosen.threads, chosen.largest) | {"machine": machine()}
         found |= {"versions": versions(), "threads": chosen.threads}
         file.write_text(json.dumps(found, indent=1) + "\n")
