@@ -7,43 +7,63 @@ It walks the requirements of the installed distribution, extras included, as far
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from typing import Any
+
+from packaging.requirements import Requirement
 
 PROJECT = "sana-export"
 
 
-def required(found: Distribution) -> Iterator[str]:
-    """Names of the packages that a distribution asks for, whatever the conditions."""
+def required(found: Distribution, extras: Set[str]) -> Iterator[Requirement]:
+    """What a distribution asks for with these extras, for any system; of ours all extras count."""
     for line in found.requires or ():
-        match = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line)
-        if match and (found.metadata["Name"] == PROJECT or "extra ==" not in line):
-            yield re.sub(r"[-_.]+", "-", match[0]).lower()
+        one = Requirement(line)
+        extra = re.search(r"""extra == ["']([^"']+)""", str(one.marker))
+        if not extra or plain(found.metadata["Name"]) == PROJECT or plain(extra[1]) in extras:
+            yield one
 
 
 def installed() -> dict[str, Distribution]:
     """Every package that is needed and there, by name."""
     known: dict[str, Distribution] = {}
-    waiting = [PROJECT]
+    wanted: set[tuple[str, frozenset[str]]] = set()
+    waiting = [(PROJECT, frozenset[str]())]
     while waiting:
-        name = waiting.pop()
-        if name in known:
+        name, extras = asked = waiting.pop()
+        if asked in wanted:
             continue
+        wanted.add(asked)
         try:
             known[name] = distribution(name)
         except PackageNotFoundError:
             continue  # of another system, or of an extra that is not installed
-        waiting += required(known[name])
+        waiting += [(plain(one.name), frozenset(map(plain, one.extras))) for one in required(known[name], extras)]
     return dict(sorted(known.items()))
 
 
+def plain(name: str) -> str:
+    """A package's or an extra's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def licence(found: Distribution) -> str:
-    """What a package says its licence is: by its identifier, its classifiers or its own words."""
+    """What a package says its licence is: by its identifier, its classifiers, its own words or the file it brings."""
     expression, text = found.metadata["License-Expression"], found.metadata["License"]
     classifiers = [line.rpartition(" :: ")[2] for line in found.metadata.get_all("Classifier", ()) if "License" in line]
-    short = text.strip().splitlines()[0][:80] if text and text.strip() else ""
-    return expression or " AND ".join(sorted(set(classifiers) - {"OSI Approved"})) or short
+    return expression or " AND ".join(sorted(set(classifiers) - {"OSI Approved"})) or first_line(text or brought(found))
+
+
+def brought(found: Distribution) -> str:
+    """The text of the first licence file of a package."""
+    names = found.metadata.get_all("License-File", ())
+    return next((text for name in names if (text := found.read_text(f"licenses/{name}"))), "")
+
+
+def first_line(text: str) -> str:
+    """Short enough for a bill."""
+    return text.strip().splitlines()[0][:80] if text.strip() else ""
 
 
 def component(name: str, found: Distribution) -> dict[str, Any]:
