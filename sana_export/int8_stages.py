@@ -177,7 +177,7 @@ class Calibration:
 
     @cached_property
     def _trial(self) -> Trial:
-        self._tell("sensitivity", 0.0, "preparing a graph that computes every product both ways")
+        self._tell("sensitivity", 0.0, "preparing a graph that computes each product either way")
         transformer, _ = self._smoothed()
         names = make_trial_graph(transformer)
         graph = self._places.scratch / "trial.onnx"

@@ -81,8 +81,7 @@ def plan_calibration(
     judged = effort.held_out * habits.steps * rows
     seconds = (
         _painting(weights, side, effort.samples * habits.steps * rows, FLOAT_RATE)
-        + _painting(weights, trial_side, tried, FLOAT_RATE)  # the trial's graph computes every product both ways
-        + _painting(weights, trial_side, tried, INT8_RATE)
+        + _painting(weights, trial_side, tried, FLOAT_RATE)  # all products but one
         + _painting(weights, side, judged, FLOAT_RATE)
         + _painting(weights, side, 4 * judged, INT8_RATE)  # on the float path and its own, text in float and in INT8
         + _decoding(numbers["decoder"], side, 4 * effort.held_out, FLOAT_RATE)
@@ -100,10 +99,10 @@ def layout_of_calibration(sizes: "Described", habits: Habits) -> Layout:
 
 
 def _calibrating(parts: Mapping[str, tuple[PartMemory, PartMemory]]) -> int:
-    """The trial's graph holds the transformer in both forms; the gate keeps a part of each bundle."""
+    """The trial's graph holds the transformer in both forms, INT8 twice; the gate keeps a part of each bundle."""
     usual = [wide for wide, _ in parts.values()]
     wide, narrow = parts["transformer"]
-    trial = wide.total + narrow.weights
+    trial = wide.total + 2 * narrow.weights  # as they were read, and as they are multiplied
     two = sum(sorted(part.total for part in (*usual, narrow))[-2:])
     return max(trial, two) - max(part.total for part in usual) + one_at_a_time(usual, 0)
 

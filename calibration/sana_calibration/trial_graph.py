@@ -1,4 +1,4 @@
-"""A graph that computes its products in float and in INT8, and takes at run time which of the two counts."""
+"""A graph that computes each of its products in float or in INT8, as it is told while it runs."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ IN_INT8 = "in_int8"  # the additional input: one bool for each product, in the o
 def make_trial_graph(model: ir.Model, names: Sequence[str] | None = None) -> tuple[str, ...]:
     """Rewrite the products called `names` (all eligible ones without) in place; returns them in the graph's order.
 
-    Compiled once, the graph tries any choice of INT8 layers.
+    Compiled once, the graph tries any choice of INT8 layers, and computes only the form that was chosen. Engines pack
+    the weights of both.
     """
     products = chosen(model, names)
     switches = ir.Value(name=IN_INT8, shape=ir.Shape([len(products)]), type=ir.TensorType(ir.DataType.BOOL))
     model.graph.inputs.append(switches)
-    writer = Int8Writer(model.graph, Variant.PORTABLE)
     for index, product in enumerate(products):
-        _choose(model.graph, product, writer.write(product), (switches, index))
+        _choose(model.graph, product, (switches, index))
     return tuple(product.name for product in products)
 
 
@@ -34,15 +34,25 @@ def switches(names: Sequence[str]) -> TensorSpec:
     return TensorSpec(IN_INT8, "bool", (len(names),))
 
 
-def _choose(graph: ir.Graph, product: Product, y: ir.Value, switch: tuple[ir.Value, int]) -> None:
-    """Let whoever reads the float product read `y` where the switch is on."""
+def _choose(graph: ir.Graph, product: Product, switch: tuple[ir.Value, int]) -> None:
+    """Put an `If` in the product's place, whose branches are its two forms; their weights stay outside."""
     editor, result = Editor(graph, product.node, f"{product.name}.trial"), product.node.outputs[0]
+    dtype = ir.DataType(result.dtype)
     place = editor.constant(f"trial.{switch[1]}", switch[1], np.int64)
     on = editor.node("Gather", [switch[0], place], "on", ir.DataType.BOOL)
-    readers = list(result.uses())
-    choice = ir.node("Where", [on, y, result], name=f"{product.name}.trial.choice")
-    graph.insert_after(product.node, choice)
-    output = choice.outputs[0]
-    output.name, output.type, output.shape = choice.name, result.type, result.shape
-    for reader, place_in_reader in readers:
-        reader.replace_input_with(place_in_reader, output)
+    outside = set(graph)
+    in_int8 = Int8Writer(graph, Variant.PORTABLE).write(product)  # of its own: what one branch computes no other sees
+    then_branch = _branch(graph, outside, in_int8)
+    in_float = editor.node("MatMul", [product.tokens, product.weight], "float", dtype)
+    else_branch = _branch(graph, outside, in_float)
+    choice = editor.node("If", [on], "choice", dtype, {"then_branch": then_branch, "else_branch": else_branch})
+    choice.name, choice.shape = result.name, result.shape
+    ir.convenience.replace_all_uses_with(result, choice, replace_graph_outputs=True)
+    graph.remove(product.node, safe=True)
+
+
+def _branch(graph: ir.Graph, outside: set[ir.Node], result: ir.Value) -> ir.Graph:
+    """What is in `graph` and not `outside`, taken out of it, as a body that computes `result`."""
+    nodes = [node for node in graph if node not in outside]
+    graph.remove(nodes)
+    return ir.Graph([], [result], nodes=nodes, name=result.name)

@@ -1,14 +1,17 @@
 """Layers are judged by finished latents, measured once, and taken back to float worst first."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from sana_calibration.painter import Painter, Plan
 from sana_calibration.quantise import quantise
+from sana_calibration.rounding import column_codes, rounded_columns, rounded_tokens
 from sana_calibration.sensitivity import Trial, fall_back, measure_effects
 from sana_calibration.trial_graph import make_trial_graph
 from sana_runtime.guidance import Guidance
@@ -52,6 +55,68 @@ def test_a_trial_computes_what_a_graph_with_those_layers_in_int8_computes(
     if count:
         in_float = session_of(graph, device).run({**inputs, "in_int8": np.zeros(6, bool)})["velocity"]
         assert distance(actual, in_float) > 10 * distance(actual, expected)
+
+
+def test_a_product_is_computed_in_one_of_two_branches_and_nowhere_else(trial_graph, outliers):
+    graph, names = trial_graph
+    outside, original = ir.load(graph).graph, ir.load(outliers / "transformer.onnx").graph
+    choices = [node for node in outside if node.op_type == "If"]
+    assert [node.name for node in choices] == [f"{name}.trial.choice" for name in names]
+    for name, choice in zip(names, choices, strict=True):
+        in_int8, in_float = (choice.attributes[f"{branch}_branch"].as_graph() for branch in ("then", "else"))
+        read = {value.name for node in in_int8 for value in node.inputs if value is not None}
+        assert f"{name}.weight_int8" in read
+        assert f"{name}.weight" not in read
+        assert {node.op_type for node in in_int8} >= {"QuantizeLinear", "DequantizeLinear", "MatMul"}
+        assert [(node.op_type, node.inputs[1].name) for node in in_float] == [("MatMul", f"{name}.weight")]
+        assert not in_int8.initializers  # beside the graph, where there is room for them
+    kinds = Counter(node.op_type for node in original)
+    assert kinds["MatMul"] - len(names) == sum(node.op_type == "MatMul" for node in outside)
+    assert not [node for node in outside if node.op_type == "QuantizeLinear"]
+
+
+def twins(first: np.ndarray, second: np.ndarray) -> ir.Model:
+    """Two products of the same tokens x (N, rows), which are the graph's outputs."""
+    weights = {"first": first, "second": second}
+    types = {name: (TensorProto.FLOAT, ["N", each.shape[1]]) for name, each in weights.items()}
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", f"{name}.weight"], [name], name) for name in weights],
+        "twins",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", len(first)])],
+        [helper.make_tensor_value_info(name, *kind) for name, kind in types.items()],
+        [numpy_helper.from_array(weight, f"{name}.weight") for name, weight in weights.items()],
+    )
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+
+
+@pytest.mark.parametrize("device", [Device.ONNXRUNTIME, Device.CPU])
+def test_products_of_the_same_tokens_are_chosen_one_by_one(tmp_path, device, save, distance):
+    rng = np.random.default_rng(0)
+    x, *weights = (rng.standard_normal(shape, np.float32) for shape in ((5, 96), (96, 64), (96, 128)))
+    model = twins(*weights)
+    assert make_trial_graph(model) == ("first", "second")
+    session = session_of(save(model, tmp_path / "twins.onnx"), device)
+    for chosen in np.ndindex(2, 2):
+        answers = session.run({"x": x, "in_int8": np.array(chosen, bool)})
+        for name, weight, in_int8 in zip(("first", "second"), weights, chosen, strict=True):
+            pairs = (rounded_tokens(x) @ rounded_columns(weight), x @ weight)
+            assert distance(answers[name], pairs[0] if in_int8 else pairs[1]) < 1e-5
+            assert distance(*pairs) > 1e-3
+
+
+def test_openvino_adds_up_the_codes_of_a_branch_in_whole_numbers(tmp_path, save):
+    """Half of the sums passes 2 ** 24, beyond which fp32 no longer counts in ones, and the other half takes it back."""
+    rng = np.random.default_rng(0)
+    x, weight = (rng.choice(np.arange(65, 128, 2), shape).astype(np.float32) for shape in ((3, 8192), (8192, 64)))
+    x[:, 0] = weight[0] = 127  # both steps are one
+    weight[4096:] *= -1
+    model = twins(weight, weight)
+    make_trial_graph(model)
+    session = session_of(save(model, tmp_path / "sums.onnx"), Device.CPU)
+    exact = x.astype(np.int64) @ column_codes(weight).astype(np.int64)
+    in_int8, in_float = session.run({"x": x, "in_int8": np.array([True, False])}).values()
+    np.testing.assert_allclose(in_int8, exact, rtol=1e-6)
+    assert np.abs(in_float - exact).max() > 1
 
 
 def test_effects_are_those_of_each_layer_alone_on_the_finished_latents(trial, tmp_path):
