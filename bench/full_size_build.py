@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,14 @@ SAMPLE_SECONDS = 0.1
 AGAIN = "still "  # how a message begins that only says that the work goes on
 
 
-def tree(process: int) -> Iterable[int]:
+def tree(process: int) -> list[int]:
     """A process and all that it started, directly or not."""
-    yield process
-    for listed in Path(f"/proc/{process}/task").glob("*/children"):
-        with suppress(OSError):  # it ended meanwhile
+    found = [process]
+    with suppress(OSError):  # it ended meanwhile
+        for listed in list(Path(f"/proc/{process}/task").glob("*/children")):
             for child in listed.read_text().split():
-                yield from tree(int(child))
+                found += tree(int(child))
+    return found
 
 
 def anonymous(process: int) -> int:
