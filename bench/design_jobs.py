@@ -173,6 +173,6 @@ JOBS = {
         Job("gpu", _gpu, (), _no_cuda),
         Job("build", _build, ("full-size-build",), _no_model),
         Job("memory", _memory, ("painting-memory",), _no_bundle),
-        Job("warm-start", _warm, ("cpu-start",), _no_bundle),
+        Job("warm-start", _warm, ("cpu-start-bundle",), _no_bundle),
     )
 }
