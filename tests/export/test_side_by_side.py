@@ -106,7 +106,6 @@ def test_what_the_other_process_refuses_is_refused_here_in_its_words(exported, t
 @pytest.mark.parametrize(
     ("error", "raised", "told"),
     [
-        ("side_by_side.errors.UsageError('not so')", UsageError, "^not so$"),
         ("OSError(28, 'No space left on device', 'x.data')", OSError, "x.data"),
         ("MemoryError", MemoryError, "^$"),
         ("ZeroDivisionError", RuntimeError, "(?s)Traceback.*ZeroDivisionError"),
