@@ -85,7 +85,8 @@ def _environment(setting: Setting, figures: Path) -> dict[str, str]:
     """Figures into a folder of the job's own, and caches that are nobody else's."""
     homes = {f"XDG_{kind}_HOME": str((setting.work / kind.lower()).absolute()) for kind in ("CACHE", "DATA")}
     environment = {**os.environ, **homes, "SANA_BENCH_RESULTS": str(figures.absolute())}
-    environment.pop("SANA_EXPORT_COMPILED", None)  # each script says for itself whether compiled models are kept
+    for name in ("SANA_EXPORT_COMPILED", "OMP_NUM_THREADS"):  # each script says for itself what it wants of these
+        environment.pop(name, None)
     return environment
 
 

@@ -49,6 +49,8 @@ def plot(found: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     known = [panel for panel in PANELS if any(len(found.get(name, {})) > 1 for name in panel[3])]
+    if not known:  # a slope takes two sizes
+        return
     rows = -(-len(known) // 4)
     figure, axes = pyplot.subplots(rows, 4, figsize=(19, 4.1 * rows), squeeze=False)
     for axis, panel in zip(axes.flat, known, strict=False):
