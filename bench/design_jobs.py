@@ -123,8 +123,16 @@ def _quality(setting: Setting) -> list[Command]:
     return [
         *((TOOL, "build", "nano", "--precision", each, "--output", at) for each, at in bundles.items()),
         bench("int8_quality", *bundles.values(), "--each", setting.pick(28, 2), "--device", "cpu"),
-        bench("int8_outliers", bundles["fp32"]),
     ]
+
+
+def _outliers(setting: Setting) -> list[Command]:
+    return [bench("int8_outliers", str(setting.work / "nano-fp32"))]
+
+
+def _no_float(setting: Setting) -> str:
+    there = (setting.work / "nano-fp32" / "manifest.json").is_file()
+    return "" if there else "needs a bundle that the job `quality` makes; run that first"
 
 
 def _gpu(setting: Setting) -> list[Command]:
@@ -169,7 +177,8 @@ JOBS = {
         Job("optimum", _optimum, ("cpu-step-optimum",), _no_optimum),
         Job("text", _text, ("text-encoding",), _no_tokenizer),
         Job("engine", _engine, ("engines",), _no_rtx),
-        Job("quality", _quality, ("int8-quality", "int8-outliers")),
+        Job("quality", _quality, ("int8-quality",)),
+        Job("outliers", _outliers, ("int8-outliers",), _no_float),
         Job("gpu", _gpu, (), _no_cuda),
         Job("build", _build, ("full-size-build",), _no_model),
         Job("memory", _memory, ("painting-memory",), _no_bundle),

@@ -193,7 +193,7 @@ ROWS = (
     Row(
         "INT8 quality on nano",
         "≤ 1 point lost, ≥ 32 dB median; survives outliers where plain rounding fails",
-        ("quality",),
+        ("quality", "outliers"),
         _quality,
     ),
     Row("TensorRT-RTX plan", "chosen products all int8 x int8; two builds alike", ("engine",), _engine),
