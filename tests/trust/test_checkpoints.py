@@ -120,3 +120,39 @@ def test_mutated_files_of_weights_are_read_or_refused(suffix, scrambled, tmp_pat
         loaded += one_line(read)
     figure(1, f"{count:,} mutated {suffix} files: 0 crashes, {loaded:,} read")
     assert loaded < count
+
+
+def filled_with_nothing(path):
+    """So many bytes that whoever reads them all has no memory left, and not one of them on the disk."""
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+STRANGE = {
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a terabyte": filled_with_nothing,
+}
+READ = (
+    "model_index.json",
+    "transformer/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices as POSIX systems have them")
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("name", READ)
+def test_what_is_no_file_or_no_reasonable_one_is_refused_unread(name, kind, checkpoint):
+    """Else a pipe is waited for without end, and the others fill all memory."""
+    (checkpoint / name).unlink()
+    STRANGE[kind](checkpoint / name)
+    assert not one_line(lambda: load_checkpoint(checkpoint))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX systems have them")
+def test_weights_in_one_file_that_is_a_pipe_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "x.pth")
+    assert not one_line(lambda: load_checkpoint(tmp_path / "x.pth"))

@@ -7,13 +7,24 @@ from typing import Any
 
 from sana_runtime.errors import CheckpointError
 
-__all__ = ["Fields", "is_number", "read_json"]
+__all__ = ["TOKENIZER_BYTES", "Fields", "is_number", "read_json", "refuse_strange"]
 
 LARGEST = 1e9
+JSON_BYTES = 32 << 20  # settings take kilobytes, the list of where 10,000 tensors lie one megabyte
+TOKENIZER_BYTES = 128 << 20  # as a bundle may hold
+
+
+def refuse_strange(path: Path, most: int | None = None) -> None:
+    """Refuse what is there but is no file, such as a pipe that nobody fills, and a file of more than `most` bytes."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no file; download it again")
+    if most is not None and path.exists() and path.stat().st_size > most:
+        raise CheckpointError(f"{path} is larger than {most >> 20} MB, which no checkpoint's is; download it again")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; `-Infinity`, which diffusers writes, is a number here."""
+    refuse_strange(path, JSON_BYTES)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -10,7 +10,7 @@ from sana_runtime.solver import FlowEuler
 from sana_reference.autoencoder import Autoencoder
 from sana_reference.checkpoint import hub
 from sana_reference.checkpoint.defaults import SolverDefaults, defaults_of_preset, solver_defaults
-from sana_reference.checkpoint.fields import Fields
+from sana_reference.checkpoint.fields import TOKENIZER_BYTES, Fields, refuse_strange
 from sana_reference.checkpoint.licence import Licence, read_licence
 from sana_reference.checkpoint.parts import (
     AutoencoderPart,
@@ -230,6 +230,7 @@ def _tokenizer_in(folder: Path) -> Path:
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(f"{file} is missing; copy the tokenizer.json of the checkpoint's text encoder there")
+    refuse_strange(file, TOKENIZER_BYTES)
     return file
 
 

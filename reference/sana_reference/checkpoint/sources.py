@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from sana_runtime.errors import CheckpointError
 from torch import Tensor
 
+from sana_reference.checkpoint.fields import refuse_strange
+
 __all__ = ["PICKLES", "TensorSource"]
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
@@ -105,6 +107,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _open(path: Path) -> TensorFile:
+    refuse_strange(path)
     return PickledFile(path) if path.suffix in PICKLES else SafetensorsFile(path)
 
 
