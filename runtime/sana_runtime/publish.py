@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from sana_runtime.rules import shown
 __all__ = ["publishing", "resident"]
 
 MARKER = "manifest.json"  # only a folder that holds this, and nothing that no bundle holds, is ever replaced
+MOST = 16 << 20  # bytes of it; a manifest of ours has 4 MB at most
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if hasattr(errno, "EDQUOT") else (errno.ENOSPC, errno.EFBIG)
 
 
@@ -126,6 +128,9 @@ def _stranger(folder: Path) -> str:
 def _is_foreign(manifest: Path) -> bool:
     """Whether this is no manifest of ours, absent or another program's; a damaged one may have been ours."""
     try:
+        held = manifest.lstat()
+        if not stat.S_ISREG(held.st_mode) or held.st_size > MOST:
+            return True  # a pipe would be waited for without end
         content = json.loads(manifest.read_bytes())
     except FileNotFoundError:
         return True

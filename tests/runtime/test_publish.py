@@ -252,6 +252,22 @@ def test_a_folder_with_a_manifest_and_other_things_is_not_replaced(what, tmp_pat
     assert os.path.lexists(target / name) and (target / "0.data").read_text() == "1"
 
 
+def terabyte(path):
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX systems have them")
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, terabyte])
+def test_a_folder_whose_manifest_is_a_pipe_a_folder_or_a_terabyte_is_not_replaced(make, tmp_path):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    make(target / "manifest.json")
+    with pytest.raises(UsageError, match="other things than a bundle"), publishing(target) as stage:
+        write(stage, "2")
+    assert os.path.lexists(target / "manifest.json")
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[1, 2]"])
 def test_a_damaged_bundle_may_be_replaced(damage, sealed_bundle, tmp_path):
     shutil.copytree(sealed_bundle, tmp_path / "bundle")
