@@ -5,7 +5,8 @@
 
 The INT8 transformer of `cpu_parts.py step`, or a whole bundle. Every start is a process of its own, ways in turn, files
 in the system's cache. A start is everything that a first run needs and a second does not: imports, opening, reading,
-compiling or reading back. Writes docs/measurements/cpu-start.json.
+compiling or reading back. Of a bundle's, the share before the first step is told besides: parts that only come later
+are loaded beside. Writes docs/measurements/cpu-start.json, or cpu-start-bundle.json.
 """
 
 import argparse
@@ -48,7 +49,22 @@ def start_bundle(bundle: Path, size: int, threads: int) -> dict[str, Any]:
     imported = clock()
     pipeline = Pipeline.open(bundle, threads=threads)
     opened = clock()
-    return _start(imported, opened, lambda: pipeline.generate("a red circle", size=(size, size), steps=2), clock)
+    begun: list[float] = []
+    stepped: list[float] = []
+
+    def on_step(event: Any) -> None:
+        if event.stage == "paint" and event.index == 1:
+            stepped.append(time.perf_counter())
+
+    def paint() -> None:
+        begun.append(time.perf_counter())
+        pipeline.generate("a red circle", size=(size, size), steps=2, on_step=on_step)
+
+    found = _start(imported, opened, paint, clock)
+    first, second = (after - before for before, after in zip(begun, stepped, strict=True))
+    before_step = imported["wall"] + opened["wall"] + first - second
+    pipeline.close()
+    return {**found, "before_first_step": before_step}
 
 
 def _clock() -> Callable[[], dict[str, float]]:
@@ -93,6 +109,8 @@ def measure(chosen: argparse.Namespace, arguments: Sequence[str]) -> dict[str, A
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"first_seconds": round(sum(runs[0]["wall"].values()), 3)}
+    if "before_first_step" in runs[0]:
+        found["before_first_step_seconds"] = round(median(run["before_first_step"] for run in runs[1:]), 3)
     for kind in ("wall", "cpu"):
         totals = [sum(run[kind].values()) for run in runs[1:]]
         found[f"{kind}_seconds"] = round(median(totals), 3)
@@ -126,7 +144,8 @@ def main(arguments: Sequence[str]) -> None:
     found = measure(chosen, arguments)
     what = {"bundle": chosen.bundle.name} if chosen.bundle else {"depth": chosen.depth, "of_depth": 28}
     facts = {**what, "size": chosen.size, "threads": chosen.threads, "machine": machine(), "versions": versions()}
-    (RESULTS / "cpu-start.json").write_text(json.dumps({**facts, **found}, indent=1) + "\n")
+    name = "cpu-start-bundle.json" if chosen.bundle else "cpu-start.json"
+    (RESULTS / name).write_text(json.dumps({**facts, **found}, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 

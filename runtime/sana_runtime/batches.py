@@ -11,7 +11,7 @@ from sana_runtime.errors import MemoryLimitError
 from sana_runtime.session import Arrays
 from sana_runtime.signature import Signature, TensorSpec
 
-__all__ = ["run_in_batches"]
+__all__ = ["run_in_batches", "taken_at_once"]
 
 
 def run_in_batches(run: RunPart, signature: Signature, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -26,6 +26,12 @@ def run_in_batches(run: RunPart, signature: Signature, feeds: Mapping[str, NDArr
         if size == 1:
             raise
         return _in_halves(run, signature, feeds)
+
+
+def taken_at_once(signature: Signature, feeds: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether the part's graph takes the whole batch."""
+    size, limit = _batch(signature, feeds)
+    return size <= limit
 
 
 def _batch(signature: Signature, feeds: Mapping[str, NDArray[Any]]) -> tuple[int, int]:

@@ -80,6 +80,9 @@ class EngineSession:
         self._keep_compiled()
         return outputs
 
+    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Nothing: it was done when the session was opened."""
+
     def interrupt(self) -> None:
         """Stop the run that is under way, from any thread: what the card has begun, it ends, and it is not used."""
         if self._running.is_set():

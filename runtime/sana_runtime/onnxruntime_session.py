@@ -98,6 +98,9 @@ class OnnxruntimeSession:
             with self._lock:
                 self._run_options = None
 
+    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Nothing: it was done when the session was opened."""
+
     def interrupt(self) -> None:
         """Stop the run that is under way, from any thread; does nothing when none is."""
         with self._lock:

@@ -185,6 +185,11 @@ class OpenVinoSession:
         names = [output.get_any_name() for output in model.outputs]
         return {name: request.get_tensor(name).data.copy() for name in names}
 
+    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Compile for feeds of these shapes, where each size is compiled for itself."""
+        if self._signature is not None:
+            self._compiled(_fitted(self._signature, feeds))
+
     def interrupt(self) -> None:
         """Stop the run that is under way, from any thread; does nothing when none is."""
         if self._running.is_set():

@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from sana_runtime.ahead import Ahead
 from sana_runtime.errors import MemoryLimitError
 from sana_runtime.session import Arrays, Interrupted, Session
 from sana_runtime.soundness import refuse_unsound
@@ -17,12 +18,18 @@ class Parts:
     """Runs parts by name. Alone (`together` false) a part is loaded only after the others have gone."""
 
     def __init__(
-        self, load: Callable[[str], Session], *, together: bool, check: Callable[[str, Arrays], None] = refuse_unsound
+        self,
+        load: Callable[[str], Session],
+        *,
+        together: bool,
+        check: Callable[[str, Arrays], None] = refuse_unsound,
+        workers: int = 0,
     ) -> None:
-        """`check` is given each answer and raises when it cannot be right."""
+        """`check` is given each answer and raises when it cannot be right; `workers` threads load parts ahead."""
         self._load = load
         self._check = check
         self._together = together
+        self._ahead = Ahead(workers if together else 0)
         self._loaded: dict[str, Session] = {}
         self._running: Session | None = None
         self._cancelled = threading.Event()
@@ -31,6 +38,18 @@ class Parts:
     def loaded(self) -> tuple[str, ...]:
         """Names of the parts that are in memory."""
         return tuple(self._loaded)
+
+    def expect(self, name: str, feeds: Mapping[str, NDArray[Any]] | None = None) -> None:
+        """Begin to load a part that will be run soon, if parts stay together: with feeds of these shapes, if given."""
+
+        def ready() -> Session:
+            session = self._load(name)
+            if feeds is not None:
+                session.prepare(feeds)
+            return session
+
+        if name not in self._loaded:
+            self._ahead.begin(name, ready)
 
     def run(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """The outputs of part `name`; when memory runs out, once more with every other part dropped."""
@@ -41,7 +60,8 @@ class Parts:
             return self._attempt(name, feeds)
 
     def drop(self, keep: str | None) -> None:
-        """Unload every part but `keep`."""
+        """Unload every part but `keep`, also those that are being loaded."""
+        self._ahead.stop()
         for name in [name for name in self._loaded if name != keep]:
             del self._loaded[name]
 
@@ -72,5 +92,5 @@ class Parts:
         if name not in self._loaded:
             if not self._together:
                 self.drop(keep=name)
-            self._loaded[name] = self._load(name)
+            self._loaded[name] = self._ahead.take(name) or self._load(name)
         return self._loaded[name]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sana_runtime.ahead import workers
+from sana_runtime.batches import taken_at_once
 from sana_runtime.bundle import Bundle, open_bundle
 from sana_runtime.conditioning import Conditioner, Store
 from sana_runtime.engine_shapes import Span, engine_signature
@@ -25,7 +27,7 @@ from sana_runtime.picture import Picture, Recipe
 from sana_runtime.progress import OnStep, StepEvent
 from sana_runtime.request import Request
 from sana_runtime.session import Device, Session, SessionOptions, open_session
-from sana_runtime.signature import Signature
+from sana_runtime.signature import COMPRESSION, Signature
 from sana_runtime.solver import Solver, make_solver
 
 if TYPE_CHECKING:
@@ -88,8 +90,16 @@ class Pipeline:
             options = SessionOptions(half_products=half, threads=threads, signature=part.signature)
             return open_session(bundle.graph(name), devices[name], options)
 
-        together = keeps_all(bundle, available_memory())
-        return cls(bundle, Parts(load, together=together), devices, span, _kept(prompt_cache, bundle, devices, threads))
+        kept = _kept(prompt_cache, bundle, devices, threads)
+        beside = workers(threads) if set(devices.values()) == {Device.CPU} else 0  # others' libraries may mind threads
+        parts = Parts(load, together=keeps_all(bundle, available_memory()), workers=beside)
+        if kept is None:
+            parts.expect("text_encoder")
+        try:
+            return cls(bundle, parts, devices, span, kept)
+        except BaseException:
+            parts.drop(keep=None)
+            raise
 
     def generate(
         self,
@@ -169,12 +179,23 @@ class Pipeline:
                 self._painter = None
 
     def _paint(self, request: Request, on_step: OnStep | None) -> list[Picture]:
+        self._expect(request)
         painting = Painting(self._parts.run, self._signatures, request, self._bundle.preview, on_step)
         positive = self._conditioner.prompt(request.prompt)
         negative = self._conditioner.negative(request.negative) if self._guided(request) else None
         painting.report(StepEvent("text", 1, 1, 0.0))
         pixels = painting.decode(painting.denoise(positive, negative))
         return [Picture(each, self._recipe(request, i)) for i, each in enumerate(pixels)]
+
+    def _expect(self, request: Request) -> None:
+        """Begin to load what comes after the text."""
+        height, width = (side // COMPRESSION for side in request.size)
+        batch = request.count * (2 if self._guided(request) else 1)
+        signature = self._signatures["transformer"]
+        feeds = signature.example_feeds(batch=batch, height=height, width=width, rows=1)
+        self._parts.expect("transformer", feeds if taken_at_once(signature, feeds) else None)
+        for name in ("caption", "decoder"):
+            self._parts.expect(name)
 
     def _guided(self, request: Request) -> bool:
         """Whether the model is run for the negative prompt: not where it is itself told the guidance, as Sprint is."""

@@ -29,6 +29,9 @@ class Session(Protocol):
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Every output by name; raises `Interrupted` when `interrupt` was called meanwhile."""
 
+    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Do beforehand what a run with feeds of these shapes would do first."""
+
     def interrupt(self) -> None:
         """Stop the run that is under way, from any thread; does nothing when none is."""
 

@@ -266,3 +266,27 @@ def test_a_device_that_is_not_there_is_named(built):
         Pipeline.open(built("sana").path, device="abacus")
     with pytest.raises(UsageError, match="nose"):
         Pipeline.open(built("sana").path, device={"nose": "cpu"})
+
+
+def test_parts_that_stay_are_loaded_beside_the_first_and_no_thread_is_left(monkeypatch, built, expected):
+    original, loaded = pipeline_module.open_session, {}
+
+    def opened(graph, device, options):
+        loaded[graph.stem] = threading.current_thread()
+        return original(graph, device, options)
+
+    monkeypatch.setattr(pipeline_module, "open_session", opened)
+    monkeypatch.setattr(pipeline_module, "workers", lambda threads: 2)
+    with Pipeline.open(built("sana").path) as pipeline:
+        np.testing.assert_array_equal(pipeline.generate("a red circle", steps=STEPS, seed=1).pixels, expected)
+    assert sum(thread is not threading.current_thread() for thread in loaded.values()) >= 1
+    assert not any(thread.is_alive() for thread in loaded.values() if thread is not threading.current_thread())
+
+
+def test_a_pipeline_that_does_not_open_leaves_no_thread(monkeypatch, built):
+    monkeypatch.setattr(pipeline_module, "workers", lambda threads: 2)
+    monkeypatch.setattr(pipeline_module, "Conditioner", lambda *_, **__: 1 / 0)
+    before = set(threading.enumerate())
+    with pytest.raises(ZeroDivisionError):
+        Pipeline.open(built("sana").path)
+    assert set(threading.enumerate()) <= before

@@ -1,0 +1,49 @@
+"""Load parts beside what else a start does: compiling and reading back leave other cores idle."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+
+from sana_runtime.session import Session
+
+__all__ = ["Ahead", "workers"]
+
+MOST = 3  # the parts of a picture, but for the one that is needed first
+
+
+def workers(threads: int) -> int:
+    """How many parts to load at once, where `threads` of the processor may be used (0: all); 0 where one is all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = min(threads or cores, cores)
+    return 0 if usable < 2 else min(usable, MOST)
+
+
+class Ahead:
+    """Sessions by name that are made ready in threads. Begin, take and stop are one thread's at a time."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._pool: ThreadPoolExecutor | None = None
+        self._begun: dict[str, Future[Session]] = {}
+
+    def begin(self, name: str, make: Callable[[], Session]) -> None:
+        """Make a session in a thread, unless that was begun before."""
+        if self._workers and name not in self._begun:
+            self._pool = self._pool or ThreadPoolExecutor(self._workers, "sana-load")
+            self._begun[name] = self._pool.submit(copy_context().run, make)
+
+    def take(self, name: str) -> Session | None:
+        """The session, waited for; None if nobody works on it, or it failed: where it is needed it then fails again."""
+        begun = self._begun.pop(name, None)
+        failed = begun is None or begun.cancel() or begun.exception() is not None
+        if not self._begun:
+            self.stop()
+        return None if begun is None or failed else begun.result()
+
+    def stop(self) -> None:
+        """Wait for what is under way, and forget it all; no thread is left."""
+        self._begun.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None

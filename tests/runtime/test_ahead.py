@@ -1,0 +1,141 @@
+"""Parts that are loaded ahead are those that would have been loaded in turn, failures included; no thread is left."""
+
+import threading
+
+import numpy as np
+import pytest
+from sana_runtime import ahead
+from sana_runtime.ahead import workers
+from sana_runtime.errors import BackendError
+from sana_runtime.parts import Parts
+from sana_runtime.session import Interrupted
+
+
+class Doubling:
+    """A session that doubles what it is fed, and knows the thread that made it."""
+
+    def __init__(self, name):
+        self.name = name
+        self.thread = threading.current_thread()
+        self.prepared = None
+
+    def prepare(self, feeds):
+        self.prepared = feeds
+
+    def run(self, feeds):
+        return {name: 2 * array for name, array in feeds.items()}
+
+    def interrupt(self):
+        pass
+
+
+class Loader:
+    """Loads parts, one by one or held up until `go` is set; remembers each."""
+
+    def __init__(self):
+        self.go = threading.Event()
+        self.go.set()
+        self.made = []
+
+    def __call__(self, name):
+        self.go.wait(10)
+        self.made.append(Doubling(name))
+        return self.made[-1]
+
+
+FEEDS = {"x": np.ones(3, np.float32)}
+
+
+@pytest.fixture
+def load():
+    return Loader()
+
+
+def threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("sana-load")]
+
+
+def test_a_part_that_is_expected_is_loaded_once_and_in_another_thread(load):
+    parts = Parts(load, together=True, workers=2)
+    parts.expect("decoder", FEEDS)
+    parts.expect("decoder")
+    np.testing.assert_array_equal(parts.run("decoder", FEEDS)["x"], 2 * FEEDS["x"])
+    (session,) = load.made
+    assert session.thread is not threading.current_thread()
+    assert session.prepared is FEEDS
+    parts.expect("decoder")
+    parts.drop(keep=None)
+    assert len(load.made) == 1
+    assert threads() == []
+
+
+@pytest.mark.parametrize("plan", [{"together": False, "workers": 2}, {"together": True, "workers": 0}])
+def test_nothing_is_loaded_ahead_one_at_a_time_or_on_one_core(load, plan):
+    parts = Parts(load, **plan)
+    parts.expect("decoder")
+    assert threads() == []
+    parts.run("decoder", FEEDS)
+    assert load.made[0].thread is threading.current_thread()
+
+
+def test_a_part_that_fails_ahead_fails_where_it_is_needed_and_with_its_own_words():
+    failed_in = []
+
+    def load(name):
+        failed_in.append(threading.current_thread())
+        raise BackendError(f"{name}: broken")
+
+    parts = Parts(load, together=True, workers=1)
+    parts.expect("decoder")
+    parts._ahead._begun["decoder"].exception()  # which nobody has raised
+    with pytest.raises(BackendError, match=r"^decoder: broken$"):
+        parts.run("decoder", FEEDS)
+    assert failed_in[1:] == [threading.current_thread()]
+
+
+def test_a_part_that_no_thread_has_come_to_is_not_waited_for(load):
+    parts = Parts(load, together=True, workers=1)
+    load.go.clear()
+    parts.expect("transformer")
+    parts.expect("decoder")
+    threading.Timer(0.05, load.go.set).start()
+    parts.run("decoder", FEEDS)
+    parts.drop(keep=None)
+    assert {made.name: made.thread is threading.current_thread() for made in load.made} == {
+        "decoder": True,
+        "transformer": False,
+    }
+    assert threads() == []
+
+
+def test_dropping_waits_for_what_is_being_loaded_and_begins_nothing_more(load):
+    parts = Parts(load, together=True, workers=1)
+    load.go.clear()
+    parts.expect("transformer")
+    parts.expect("decoder")
+    threading.Timer(0.05, load.go.set).start()
+    parts.drop(keep=None)
+    assert [made.name for made in load.made] == ["transformer"]
+    assert threads() == []
+    assert parts.loaded == ()
+    parts.run("decoder", FEEDS)
+    assert parts.loaded == ("decoder",)
+
+
+def test_a_cancellation_while_a_part_is_being_loaded_is_heard(load):
+    parts = Parts(load, together=True, workers=1)
+    load.go.clear()
+    parts.expect("decoder")
+    threading.Timer(0.05, lambda: (parts.interrupt(), load.go.set())).start()
+    with pytest.raises(Interrupted):
+        parts.run("decoder", FEEDS)
+    parts.resume()
+    parts.run("decoder", FEEDS)
+    assert len(load.made) == 1
+
+
+def test_as_many_parts_are_loaded_at_once_as_threads_are_allowed_and_cores_are_there(monkeypatch):
+    monkeypatch.setattr(ahead.os, "sched_getaffinity", lambda _: set(range(2)), raising=False)
+    assert [workers(threads) for threads in (0, 1, 2, 8)] == [2, 0, 2, 2]
+    monkeypatch.setattr(ahead.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert workers(0) == 0
