@@ -80,7 +80,7 @@ def recorded(bundle: Bundle, samples: int) -> Tokens:
         channels = write_recording_graph(folder / original.name, folder / "recording.onnx")
         loaded = Loaded(bundle, Substitutes({"transformer": folder / "recording.onnx"}, besides=[SAMPLED_INPUT]))
         painter = loaded.contender(plan).painter
-        return record(loaded.transformer, channels, painter, folder / "recording.npz", lambda progress: None).tokens
+        return record(loaded.run, channels, painter, folder / "recording.npz", lambda progress: None).tokens
 
 
 def with_outliers(products: Sequence[Product], tokens: Tokens) -> None:

@@ -164,7 +164,7 @@ class Calibration:
         channels = write_recording_graph(self._places.scratch / original.name, graph)
         half = self._plans.half
         recording = Substitutes({"transformer": graph}, "half" if half else "", [SAMPLED_INPUT], half)
-        loaded = Loaded(self._bundle, recording)
+        loaded = Loaded(self._bundle, recording, self._source)
         painter = loaded.contender(self._plans.recording).painter
         prompts = len(self._plans.recording.prompts)
         self._tell("record", 0.0, f"recording {prompts} prompts")
@@ -173,7 +173,7 @@ class Calibration:
             message = f"recorded {progress.done} of {progress.total} steps{time_left(progress.seconds_left)}"
             self._tell("record", progress.done / progress.total, message)
 
-        return record(loaded.transformer, channels, painter, self._places.cache / "recording.npz", told).tokens
+        return record(loaded.run, channels, painter, self._places.cache / "recording.npz", told).tokens
 
     @cached_property
     def _trial(self) -> Trial:
@@ -183,9 +183,9 @@ class Calibration:
         graph = self._places.scratch / "trial.onnx"
         save_graph(transformer, graph)
         graphs = {"caption": self._places.stage / "caption.onnx", "transformer": graph}
-        loaded = Loaded(self._bundle, Substitutes(graphs, self._hash("trial"), [switches(names)]))
+        loaded = Loaded(self._bundle, Substitutes(graphs, self._hash("trial"), [switches(names)]), self._source)
         self._tried = loaded
-        return Trial(loaded.transformer, names, loaded.contender(self._plans.trial).painter)
+        return Trial(loaded.run, names, loaded.contender(self._plans.trial).painter)
 
     @cached_property
     def _reference(self) -> Contender:

@@ -53,13 +53,20 @@ class Loaded:
     def __init__(
         self, bundle: Bundle, substitutes: Substitutes = Substitutes({}), others: "Loaded | None" = None
     ) -> None:
-        """Parts that nothing stands in for are run by `others`, where they are given, and not loaded again."""
+        """Parts that nothing stands in for are run by `others`, where they are given, and not loaded again.
+
+        Where memory is short, one part of either is loaded at a time.
+        """
         self.bundle = bundle
         self._substitutes = substitutes
         self._others = others
         self._signatures = {name: part.signature for name, part in bundle.manifest.parts.items()}
-        together = keeps_all(bundle, available_memory())
-        self.parts = Parts(self._load, together=together, check=_accept)  # who measures says more of what is not finite
+        self._together: bool = others._together if others else keeps_all(bundle, available_memory())
+        self.parts = Parts(
+            self._load,
+            together=self._together,
+            check=_accept,  # who measures says more of what is not finite
+        )
         conditioner = Conditioner(self.run, bundle.tokenizer(), bundle.prompt_rules(), cache_bytes=CONDITIONS)
         self.model = Model(self._signatures["transformer"], conditioner, source_key(bundle) + substitutes.key)
 
@@ -67,16 +74,16 @@ class Loaded:
         """Who paints `plan` with these parts."""
         return Contender(Painter(self.model, plan), self.run, self.decode)
 
-    @property
-    def transformer(self) -> Session:
-        """The transformer, or what stands in for it."""
-        return PartSession(self.parts, "transformer")
-
     def run(self, part: str, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Outputs by name, of the graph that stands in for `part` or of the bundle's own."""
-        if self._others is None or part in self._substitutes.graphs:
+        if self._others is None:
             return self.parts.run(part, feeds)
-        return self._others.run(part, feeds)
+        used, idle = self.parts, self._others.parts
+        if part not in self._substitutes.graphs:
+            used, idle = idle, used
+        if not self._together:
+            idle.drop(keep=None)
+        return used.run(part, feeds)
 
     def decode(self, latent: Latent) -> NDArray[np.uint8]:
         """Pixels (B, H, W, 3)."""
@@ -94,19 +101,3 @@ class Loaded:
 
 def _accept(part: str, outputs: Arrays) -> None:
     """Also what is not finite."""
-
-
-class PartSession:
-    """A part of a bundle in a session's place: it is loaded when it is run, and may be unloaded in between."""
-
-    def __init__(self, parts: Parts, name: str) -> None:
-        self._parts = parts
-        self._name = name
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Every output by name."""
-        return self._parts.run(self._name, feeds)
-
-    def interrupt(self) -> None:
-        """Stop the run that is under way."""
-        self._parts.interrupt()

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from sana_runtime.conditioning import RunPart
 from sana_runtime.errors import QualityError
 from sana_runtime.progress import Clock, StepEvent
-from sana_runtime.session import Arrays, Session
+from sana_runtime.session import Arrays
 from sana_runtime.signature import TensorSpec
 
 from sana_calibration.painter import Painter
@@ -43,7 +44,7 @@ class Recording:
 
 
 def record(
-    session: Session,
+    run: RunPart,
     channels: Mapping[str, int],
     painter: Painter,
     state: Path,
@@ -51,7 +52,7 @@ def record(
 ) -> Recording:
     """Paint the plan's prompts and return the statistics of what flowed into the products.
 
-    `session` runs the recording graph, `channels` is what `write_recording_graph` returned. After each prompt
+    `run` runs the recording graph, `channels` is what `write_recording_graph` returned. After each prompt
     everything is stored in `state`: a later call with the same model and plan goes on from there, and ends with the
     same statistics.
     """
@@ -67,7 +68,7 @@ def record(
             now = before + event.index
             on_progress(RecordProgress(now, total * steps, clock.left(now - done * steps)))
 
-        recorder = _Recorder(session, tokens, plan.prompts[index], np.random.default_rng([plan.seed, index]))
+        recorder = _Recorder(run, tokens, plan.prompts[index], np.random.default_rng([plan.seed, index]))
         painter.paint(index, recorder.run, report)
         save_state(state, key, index + 1, tokens)
     return Recording(tokens, done)
@@ -77,7 +78,7 @@ def record(
 class _Recorder:
     """Stands in for the transformer while one prompt is painted."""
 
-    session: Session
+    observing: RunPart
     tokens: Mapping[str, TokenStatistics]
     prompt: str
     rng: Generator
@@ -86,7 +87,7 @@ class _Recorder:
         """The velocity, taken from a run that observes."""
         height, width = feeds["latent"].shape[2:]
         positions = np.sort(self.rng.integers(height * width, size=SAMPLED_TOKENS))
-        answer = self.session.run({**feeds, SAMPLED: positions})
+        answer = self.observing(part, {**feeds, SAMPLED: positions})
         for name, statistics in self.tokens.items():
             self._refuse_infinite(f"the input of {name}", answer[name + POWER], feeds)
             sample = answer[name + SAMPLE].reshape(-1, len(statistics.largest))

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sana_runtime.session import Arrays, Session
+from sana_runtime.conditioning import RunPart
+from sana_runtime.session import Arrays
 from sana_runtime.solver import Latent
 
 from sana_calibration.painter import Painter
@@ -33,9 +34,9 @@ class Verdict:
 class Trial:
     """Paints with any choice of INT8 layers; the float pictures are painted once."""
 
-    def __init__(self, session: Session, names: Sequence[str], painter: Painter) -> None:
-        """`session` runs the graph whose products `make_trial_graph` called `names`."""
-        self._session = session
+    def __init__(self, run: RunPart, names: Sequence[str], painter: Painter) -> None:
+        """`run` runs the graph whose products `make_trial_graph` called `names`."""
+        self._run = run
         self.names = tuple(names)
         self.painter = painter
         self._float: list[Latent] = []
@@ -51,7 +52,7 @@ class Trial:
         switches = np.array([name in products for name in self.names])
 
         def run(part: str, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-            return self._session.run({**feeds, IN_INT8: switches})
+            return self._run(part, {**feeds, IN_INT8: switches})
 
         return [self.painter.paint(index, run) for index in range(len(self.painter.plan.prompts))]
 

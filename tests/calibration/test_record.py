@@ -50,7 +50,10 @@ class Subject:
 
 
 def record(subject: Subject, plan: Plan, state: Path, *rest: object) -> Recording:
-    return record_paintings(subject.session, subject.channels, Painter(subject.model, plan), state, *rest)
+    def run(part: str, feeds: Arrays) -> Arrays:
+        return subject.session.run(feeds)
+
+    return record_paintings(run, subject.channels, Painter(subject.model, plan), state, *rest)
 
 
 @pytest.fixture(scope="module")

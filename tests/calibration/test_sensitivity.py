@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,8 @@ def trial_graph(outliers, save) -> tuple[Path, tuple[str, ...]]:
 @pytest.fixture
 def trial(trial_graph, outliers, make_model) -> Trial:
     graph, names = trial_graph
-    return Trial(session_of(graph), names, Painter(make_model(outliers, depth=1), PLAN))
+    session = session_of(graph)
+    return Trial(lambda part, feeds: session.run(feeds), names, Painter(make_model(outliers, depth=1), PLAN))
 
 
 @pytest.mark.parametrize("device", [Device.ONNXRUNTIME, Device.CPU])
@@ -184,13 +184,13 @@ def test_over_the_budget_the_worst_layers_go_first_until_the_rest_fit(trial, tmp
 
 
 def test_a_layer_that_breaks_the_picture_altogether_has_an_infinite_effect(trial, tmp_path, monkeypatch):
-    run: Callable[[Arrays], Arrays] = trial._session.run
+    run = trial._run
 
-    def broken(feeds: Arrays) -> Arrays:
-        answer = run(feeds)
+    def broken(part: str, feeds: Arrays) -> Arrays:
+        answer = run(part, feeds)
         return {"velocity": answer["velocity"] * np.nan} if feeds["in_int8"][2] else answer
 
-    monkeypatch.setattr(trial._session, "run", broken)
+    monkeypatch.setattr(trial, "_run", broken)
     effects = measure_effects(trial, tmp_path / "effects.json")
     assert [name for name, effect in effects.items() if math.isinf(effect)] == [trial.names[2]]
     assert measure_effects(trial, tmp_path / "effects.json") == effects

@@ -78,6 +78,17 @@ def test_what_stands_in_for_a_part_shares_all_others(float_bundle, int8_bundle):
     assert smoothed.shape == plain.shape and not np.array_equal(smoothed, plain)
 
 
+def test_where_memory_is_short_one_part_of_both_is_loaded_at_a_time(float_bundle, int8_bundle, monkeypatch):
+    monkeypatch.setattr(loaded, "keeps_all", lambda *each: False)
+    source = Loaded(float_bundle)
+    candidate = Loaded(float_bundle, Substitutes({"caption": int8_bundle.graph("caption")}), source)
+    candidate.model.conditioner.prompt("a cat")
+    assert (source.parts.loaded, candidate.parts.loaded) == ((), ("caption",))
+    candidate.model.conditioner.prompt("a dog")
+    candidate.decode(np.zeros((1, 32, 4, 4), np.float32))
+    assert (source.parts.loaded, candidate.parts.loaded) == (("decoder",), ())
+
+
 @pytest.mark.parametrize("large", [True, False], ids=["large", "small"])
 def test_only_a_large_model_is_recorded_with_bf16_products(float_bundle, settings, tmp_path, monkeypatch, large):
     options = {}
