@@ -1,15 +1,20 @@
 """Fuzz what strangers' bytes reach, guided by coverage: `python bench/trust_fuzz.py TARGET [SECONDS]`.
 
 TARGET is manifest, graph, png, prompt or tokenizer. Anything but a refusal in one line is a finding, which is written
-to the current folder as `crash-*`. Uses Atheris; `pip install atheris` first.
+to the current folder as `crash-*`. Uses Atheris; `pip install atheris` first. Of JSON mostly one value is changed, and
+a manifest's own digest made right again: changed bytes alone hardly come past the reader of JSON, or that digest.
 """
 
 import importlib.util
 import json
+import random
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import atheris
 
@@ -26,6 +31,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(tempfile.mkdtemp(prefix="sana-fuzz-"))
+BYTES = 0.2  # of all changes to JSON are to its bytes
 WORDS = ("manifest", "graph", "png", "prompt", "tokenizer")
 
 
@@ -59,27 +65,23 @@ def fuzz_prompt(content: bytes) -> None:
 
 
 def fuzz_tokenizer(content: bytes) -> None:
-    """The file of the tokenizer, and a prompt through what it makes."""
+    """The file of the tokenizer, and a prompt through what it makes; the same bytes as the rules for prompts."""
     (FOLDER / "tokenizer.json").write_bytes(content)
-    PromptRules.from_json(content.decode("utf-8", "replace")) if content[:1] == b"{" else None
+    with suppress(SanaError):
+        PromptRules.from_json(content.decode("utf-8", "replace"))
     Tokenizer(FOLDER / "tokenizer.json").encode("a red circle")
 
 
+@cache
 def tokenizer() -> Tokenizer:
     """Nano's."""
-    if "tokenizer" not in KEPT:
-        KEPT["tokenizer"] = Tokenizer(ROOT / "reference/sana_reference/nano/weights/tokenizer/tokenizer.json")
-    return KEPT["tokenizer"]  # type: ignore[return-value]
+    return Tokenizer(ROOT / "reference/sana_reference/nano/weights/tokenizer/tokenizer.json")
 
 
+@cache
 def rules() -> PromptRules:
     """Those of nano's tokenizer."""
-    if "rules" not in KEPT:
-        KEPT["rules"] = PromptRules.derive(tokenizer())
-    return KEPT["rules"]  # type: ignore[return-value]
-
-
-KEPT: dict[str, object] = {}
+    return PromptRules.derive(tokenizer())
 
 
 def seeds(target: str) -> list[bytes]:
@@ -91,7 +93,7 @@ def seeds(target: str) -> list[bytes]:
         whole = json.loads((ROOT / "reference/sana_reference/nano/weights/tokenizer/tokenizer.json").read_text())
         whole["model"]["merges"] = []
         whole["model"]["vocab"] = dict(list(whole["model"]["vocab"].items())[:20])
-        return [json.dumps(whole).encode()]
+        return [json.dumps(whole).encode(), rules().to_json().encode()]
     if target in ("graph", "manifest"):
         return [(small_bundle() / {"graph": "decoder.onnx", "manifest": "manifest.json"}[target]).read_bytes()]
     return [b"a red circle", "s\u00e9\u4e00\U0001f642".encode()]
@@ -99,15 +101,30 @@ def seeds(target: str) -> list[bytes]:
 
 def small_bundle() -> Path:
     """The bundle that the tests of the runtime damage, too."""
+    folder = FOLDER / "bundle"
+    folder.mkdir()
+    runtime_tests().fill(folder)
+    seal(folder, runtime_tests().small_manifest())
+    return folder
+
+
+@cache
+def runtime_tests() -> ModuleType:
+    """What those tests share."""
     spec = importlib.util.spec_from_file_location("small", ROOT / "tests/runtime/conftest.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    folder = FOLDER / "bundle"
-    folder.mkdir()
-    module.fill(folder)
-    seal(folder, module.small_manifest())
-    return folder
+    return module
+
+
+def changed(content: bytes, most: int, seed: int) -> bytes:
+    """JSON with one value changed; now and then, and of what is no JSON, bytes."""
+    generator, mutant = random.Random(seed), b""
+    if generator.random() >= BYTES:
+        with suppress(ValueError, OverflowError, RecursionError):  # no JSON, or numbers that grew beyond all bounds
+            mutant = runtime_tests().vouched(runtime_tests().mutated(json.loads(content), generator))
+    return mutant if 0 < len(mutant) <= most else bytes(atheris.Mutate(content, most))
 
 
 def one_line(fuzz: Callable[[bytes], None]) -> Callable[[bytes], None]:
@@ -132,7 +149,8 @@ def main() -> None:
     for number, content in enumerate(seeds(target)):
         (corpus / str(number)).write_bytes(content)
     limits = [f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1"]
-    atheris.Setup([sys.argv[0], *limits, str(corpus)], one_line(globals()[f"fuzz_{target}"]))
+    how = {"custom_mutator": changed} if target in ("manifest", "tokenizer") else {}
+    atheris.Setup([sys.argv[0], *limits, str(corpus)], one_line(globals()[f"fuzz_{target}"]), **how)
     atheris.Fuzz()
 
 
