@@ -98,7 +98,8 @@ def _no_optimum(setting: Setting) -> str:
 
 
 def _text(setting: Setting) -> list[Command]:
-    return [bench("text_encoding", str(setting.gemma), "bf16", setting.pick(3, 1), setting.pick(5, 1))]
+    how = ("--layers", setting.pick(3, 1), "--threads", "2", "--rounds", setting.pick(7, 1))
+    return [bench("text_encoding", str(setting.gemma), *how)]
 
 
 def _no_tokenizer(setting: Setting) -> str:

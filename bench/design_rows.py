@@ -89,10 +89,9 @@ def _float_step(figures: Figures) -> list[Check]:
 
 
 def _text(figures: Figures) -> list[Check]:
-    found = figures["text-encoding"]["bf16"]
-    theirs, ours = zip(*found["rounds"], strict=True)
-    one = min(theirs) / min(ours)
-    return [Check(f"diffusers bf16, {found['layers']} of 26 layers", found["ratio"], 18, other=one)]
+    race = figures["text-encoding"]
+    what = f"diffusers bf16, {race['layers']} of {race['of_layers']} layers,"
+    return [ratio(race, "diffusers bf16", "ours bf16", 18, what=what)]
 
 
 def _decode(figures: Figures) -> list[Check]:

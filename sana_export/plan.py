@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sana_runtime.errors import MemoryLimitError
 from sana_runtime.memory import available_memory
-from sana_runtime.memory_plan import Layout, PartMemory, working_memory
+from sana_runtime.memory_plan import Layout, PartMemory, kept_bytes, working_memory
 from sana_runtime.signature import PARTS
 
 from sana_export.plan_stages import Habits, StagePlan, layout_of_calibration, plan_calibration, plan_golden
@@ -227,9 +227,10 @@ def _memory(
     def foreseen(part: PartPlan) -> PartMemory:
         unread = count_looked_up(sizes) * BYTES[part.dtype] if part.name == "text_encoder" else 0
         products = "int8" if part.dtype == "int8" else scheme_of(part.name, precision)[0]
-        return PartMemory(
-            part.name, part.bytes - unread, working_memory(part.name, products, widest.get(part.name, 0), layout)
-        )
+        working = working_memory(part.name, products, widest.get(part.name, 0), layout)
+        stored = part.parameters * BYTES[part.dtype]
+        more = kept_bytes(part.name, part.parameters, stored) - stored
+        return PartMemory(part.name, part.bytes - unread + more, working)
 
     return tuple(foreseen(part) for part in parts)
 

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Habits", "StagePlan", "layout_of_calibration", "plan_calibration", "plan_golden"]
 
-# Multiplications in a second, what lies between the products included, while Sana-0.6B was built on two cores that
-# others used a little.
-REFERENCE_RATE = 65e9
-FLOAT_RATE = 80e9
-INT8_RATE = 230e9
+# Multiplications in a second, what lies between the products included, loading and saving, too, while Sana-0.6B was
+# built on two quiet cores.
+REFERENCE_RATE = 50e9
+FLOAT_RATE = 85e9
+HALF_RATE = 145e9
+INT8_RATE = 280e9
 LEAST_SECONDS = 0.01  # that one step takes, however small the model
 PIXELS_A_WEIGHT = 45  # DC-AE's decoder multiplies 3.6 million times for a pixel, with 159 million weights
 
@@ -80,7 +81,7 @@ def plan_calibration(
     tried = effort.trials * min(effort.trial_steps, habits.steps) * (products + 2) * rows
     judged = effort.held_out * habits.steps * rows
     seconds = (
-        _painting(weights, side, effort.samples * habits.steps * rows, FLOAT_RATE)
+        _painting(weights, side, effort.samples * habits.steps * rows, HALF_RATE if effort.half else FLOAT_RATE)
         + _painting(weights, trial_side, tried, FLOAT_RATE)  # all products but one
         + _painting(weights, side, judged, FLOAT_RATE)
         + _painting(weights, side, 4 * judged, INT8_RATE)  # on the float path and its own, text in float and in INT8

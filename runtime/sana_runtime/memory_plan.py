@@ -19,6 +19,7 @@ __all__ = [
     "all_loaded",
     "fits",
     "keeps_all",
+    "kept_bytes",
     "of_bundle",
     "one_at_a_time",
     "working_memory",
@@ -32,6 +33,7 @@ GRAPH = 10_000_000  # the engine's own description of one loaded part
 TOKENIZER = 7  # bytes of memory for each of tokenizer.json: 127 MB for Gemma's 17.5 MB
 LARGEST_TILE = 1024  # pixels; the decoder never sees more of a picture at once
 RARE = ("encoder",)  # loaded only to repaint a picture
+CONVOLVING = ("decoder", "encoder")  # convolutions read no weights of 16 bits: the engine keeps them in 32, too
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ def working_memory(part: str, precision: str, channels: int, layout: Layout) -> 
     return LIVE[precision] * channels * layout.positions(part)
 
 
+def kept_bytes(part: str, numbers: int, stored: int) -> int:
+    """What the engine keeps of weights that take `stored` bytes in their file."""
+    return stored + (4 * numbers if part in CONVOLVING and stored == 2 * numbers else 0)
+
+
 def one_at_a_time(parts: Iterable[PartMemory], tokenizer: int) -> int:
     """The most that painting takes when each part is loaded after the one before it has gone.
 
@@ -103,7 +110,8 @@ def of_bundle(bundle: Bundle, size: tuple[int, int]) -> tuple[PartMemory, ...]:
     def planned(name: str) -> PartMemory:
         held = list(weights(bundle.graph(name)))
         working = working_memory(name, manifest.parts[name].precision, _widest(held), layout)
-        return PartMemory(name, sum(weight.bytes for weight in held) - _looked_up(name, held), working)
+        kept = sum(kept_bytes(name, math.prod(weight.dims), weight.bytes) for weight in held)
+        return PartMemory(name, kept - _looked_up(name, held), working)
 
     return tuple(planned(name) for name in manifest.parts)
 
