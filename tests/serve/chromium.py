@@ -73,8 +73,9 @@ class Page:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
+        end = time.monotonic() + PATIENCE
         while True:
-            answer = self._next()
+            answer = self._next(end)
             if answer.get("id") == self._count:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
@@ -134,8 +135,8 @@ class Page:
         """A PNG of what is seen."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
-    def _next(self) -> dict[str, Any]:
-        end = time.monotonic() + PATIENCE
+    def _next(self, end: float) -> dict[str, Any]:
+        """The next message; what the page does meanwhile gives no more time."""
         while b"\0" not in self._received:
             ready, _, _ = select.select([self._in], [], [], max(0.0, end - time.monotonic()))
             assert ready, "the browser does not answer"

@@ -27,7 +27,8 @@ new Promise((resolve) => {
   localStorage.clear();
   sessionStorage.clear();
   const request = indexedDB.deleteDatabase("sana");
-  request.onsuccess = request.onerror = () => resolve(0);
+  // blocked while the page itself has it open: it is deleted when the page is left, before the next one opens it
+  request.onsuccess = request.onerror = request.onblocked = () => resolve(0);
 })
 """
 
