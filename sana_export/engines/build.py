@@ -6,7 +6,7 @@ from typing import Any
 
 from sana_runtime.errors import BackendError
 
-from sana_export.child import Worker, working
+from sana_export.child import Worker, command_for, working
 from sana_export.engines.complaints import complaint, death, disk_trouble
 from sana_export.engines.job import BuildProgress, BuiltEngine, EngineJob
 from sana_export.engines.phases import Phases
@@ -15,7 +15,6 @@ __all__ = ["OnBuildProgress", "build_engine"]
 
 OnBuildProgress = Callable[[BuildProgress], None]
 START = "sana_export.engines.start" if sys.platform == "linux" else "sana_export.engines.worker"
-COMMAND = (sys.executable, "-m", START)
 OUTCOME = ("bytes", "seconds", "cpu_seconds", "peak_memory")
 BEAT = 0.5  # seconds between two reports
 
@@ -24,7 +23,7 @@ def build_engine(job: EngineJob, on_progress: OnBuildProgress = lambda progress:
     """Build `job.output`. What `on_progress` raises, and Ctrl-C, stop the build and leave no file."""
     done = False
     try:
-        with working(COMMAND, job.to_json()) as worker:
+        with working(command_for(START), job.to_json()) as worker:
             outcome = _outcome(job, worker, on_progress)
         done = True
     finally:

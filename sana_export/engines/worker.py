@@ -1,4 +1,4 @@
-"""Build one engine in a process of its own: `python -m sana_export.engines.worker`.
+"""Build one engine in a process of its own.
 
 The library's parser ends its process at a plugin that it cannot load, its first logger is a process's logger for good,
 and a build does not listen while it compiles. So a build has a process, which reads a job from the first line of its
@@ -140,7 +140,3 @@ def _peak_memory() -> int:
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-if __name__ == "__main__":
-    main()

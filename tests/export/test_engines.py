@@ -1,5 +1,6 @@
 """TensorRT-RTX engines, built without a card and read back: what their plans really do."""
 
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,8 +17,9 @@ from sana_calibration.quantise import quantise
 from sana_runtime.engine_shapes import engine_signature
 from sana_runtime.errors import BackendError
 
+from sana_export.child import command_for
 from sana_export.engines.adapt import adapted
-from sana_export.engines.build import build_engine
+from sana_export.engines.build import START, build_engine
 from sana_export.engines.job import EngineJob
 from sana_export.engines.narrow import Narrow, narrow
 from sana_export.plan_reader import read_plan
@@ -259,3 +261,9 @@ def test_narrow_forms_stay_near_the_graph_they_were_made_from(form, graphs, tmp_
     distance = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
     assert 1e-4 < distance < (0.1 if form is Narrow.FP8 else 0.3)
     onnx.checker.check_model(path)
+
+
+def test_a_file_in_the_current_folder_is_not_taken_for_a_library(tmp_path):
+    (tmp_path / "json.py").write_text("open('taken', 'w').close()")
+    done = subprocess.run(command_for(START), cwd=tmp_path, input="", capture_output=True, text=True)
+    assert "JSONDecodeError" in done.stderr and not (tmp_path / "taken").exists()
