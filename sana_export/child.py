@@ -11,10 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["Event", "Worker", "command_for", "say", "stop_with_input", "working"]
+__all__ = ["INTERRUPTED", "Event", "Worker", "command_for", "say", "stop_with_input", "working"]
 
 PATIENCE = 0.6  # seconds in which a worker that is not wanted any longer ends, or is ended
 INTERRUPTED = 130
@@ -95,11 +95,15 @@ def say(**fields: Any) -> None:
     print(json.dumps(fields), flush=True)
 
 
-def stop_with_input() -> None:
-    """In the worker, when it has read its job: be over when whoever asked goes away, or closes the input."""
+def stop_with_input(before: Callable[[], None] = lambda: None) -> None:
+    """In the worker, when it has read its job: be over when whoever asked goes away, or closes the input.
+
+    `before` is called then, and may bring things to an end.
+    """
 
     def stop() -> None:
         sys.stdin.read()
+        before()
         os._exit(INTERRUPTED)
 
     threading.Thread(target=stop, daemon=True).start()

@@ -1,12 +1,12 @@
 """What an export will take, and what painting will, said before anything heavy starts."""
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sana_runtime.ahead import cores
 from sana_runtime.errors import MemoryLimitError
 from sana_runtime.memory import available_memory
 from sana_runtime.memory_plan import Layout, PartMemory, kept_bytes, working_memory
@@ -163,7 +163,7 @@ def _exported(sizes: "Described", precision: Precision, prefix_tokens: int) -> t
 
 def _goes_beside(parts: Sequence[PartPlan]) -> bool:
     memory = available_memory()
-    if memory is None or _cores() == 1 or _saved_beside(parts) <= 0:
+    if memory is None or cores() == 1 or _saved_beside(parts) <= 0:
         return False
     return _peak_beside(parts) <= memory
 
@@ -181,11 +181,6 @@ def _saved_beside(parts: Sequence[PartPlan]) -> float:
 
 def _sides(parts: Sequence[PartPlan]) -> tuple[list[PartPlan], list[PartPlan]]:
     return [part for part in parts if part.name == APART], [part for part in parts if part.name != APART]
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_int8(sizes: "Described", exported: tuple[PartPlan, ...]) -> tuple[PartPlan, ...]:

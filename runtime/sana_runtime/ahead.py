@@ -7,15 +7,19 @@ from contextvars import copy_context
 
 from sana_runtime.session import Session
 
-__all__ = ["Ahead", "workers"]
+__all__ = ["Ahead", "cores", "workers"]
 
 MOST = 3  # the parts of a picture, but for the one that is needed first
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def workers(threads: int) -> int:
     """How many parts to load at once, where `threads` of the processor may be used (0: all); 0 where one is all."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    usable = min(threads or cores, cores)
+    usable = min(threads or cores(), cores())
     return 0 if usable < 2 else min(usable, MOST)
 
 

@@ -26,7 +26,15 @@ import platformdirs
 from numpy.typing import NDArray
 
 from sana_runtime.errors import SanaError
-from sana_runtime.private_files import make_private, make_room, open_private, remove, replace_private, signing_key
+from sana_runtime.private_files import (
+    by_use,
+    make_private,
+    make_room,
+    open_private,
+    remove,
+    replace_private,
+    signing_key,
+)
 
 __all__ = ["SWITCH", "CompiledModels", "KeptModel", "compiled_folder", "keeping", "nothing_kept", "origin"]
 
@@ -123,8 +131,8 @@ class CompiledModels:
 
     def entries(self) -> tuple[KeptModel, ...]:
         """What is kept, the last used first; files that are no entries are left out."""
-        found = (_entry(path) for path in sorted(self.folder.glob(PATTERN)))
-        return tuple(sorted((entry for entry in found if entry), key=lambda entry: -entry.used))
+        found = (_entry(path) for path, _, _ in by_use(self.folder, PATTERN))
+        return tuple(entry for entry in found if entry)
 
     def _read(self, path: Path, head: bytes) -> NDArray[np.uint8]:
         """The checked model in `path`, mapped; ValueError says what is wrong with it."""

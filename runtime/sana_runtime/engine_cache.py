@@ -21,7 +21,15 @@ from typing import Any, BinaryIO
 
 import platformdirs
 
-from sana_runtime.private_files import make_private, make_room, open_private, remove, replace_private, signing_key
+from sana_runtime.private_files import (
+    by_use,
+    make_private,
+    make_room,
+    open_private,
+    remove,
+    replace_private,
+    signing_key,
+)
 
 __all__ = ["ALL_SIZES", "EngineCache", "EngineEntry", "EngineKey", "engine_folder", "graph_digest"]
 
@@ -142,11 +150,8 @@ class EngineCache:
 
     def entries(self) -> tuple[EngineEntry, ...]:
         """What is kept, the last used first; files that are no entries are left out."""
-        found = (_entry(path) for path in self._files())
-        return tuple(sorted((entry for entry in found if entry), key=lambda entry: -entry.used))
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob(PATTERN)) if self.folder.is_dir() else []
+        found = (_entry(path) for path, _, _ in by_use(self.folder, PATTERN))
+        return tuple(entry for entry in found if entry)
 
     def _candidates(self, key: EngineKey) -> list[Path]:
         """Files that may hold the engine: the one of that name, and those that say they serve more capabilities."""

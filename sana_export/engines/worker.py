@@ -7,7 +7,6 @@ does when the library does it, never by the clock: the same work in the same ord
 addresses of that memory TensorRT-RTX 1.7 orders what it writes.
 """
 
-import json
 import os
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 from sana_runtime.engine_library import error_log
 from sana_runtime.errors import SanaError
 
+from sana_export.child import INTERRUPTED, say, stop_with_input
 from sana_export.engines.adapt import adapted
 from sana_export.engines.job import EngineJob
 from sana_export.engines.library import Library, load_library
@@ -25,23 +25,25 @@ from sana_export.engines.library import Library, load_library
 __all__ = ["main"]
 
 GRACE = 0.3  # seconds that a cancelled build has to end by itself
-INTERRUPTED = 130
 
 
 def main() -> None:
     """Serve the job on standard input."""
     job, cancelled = EngineJob.from_json(sys.stdin.readline()), threading.Event()
-    threading.Thread(target=_stop_with_input, args=(cancelled,), daemon=True).start()
+
+    def cancel() -> None:
+        cancelled.set()
+        time.sleep(GRACE)
+
+    stop_with_input(cancel)
     try:
         _serve(job, cancelled)
     except (SanaError, RuntimeError) as error:  # RuntimeError: the plugin's own errors are of that kind
-        _say(event="refused", message=" ".join(str(error).split()))
+        say(event="refused", message=" ".join(str(error).split()))
     except OSError as error:
-        _say(
-            event="unwritten", number=error.errno, message=f"{error.filename or job.output}: {error.strerror or error}"
-        )
+        say(event="unwritten", number=error.errno, message=f"{error.filename or job.output}: {error.strerror or error}")
     except Exception:  # our own bug: whoever asked shall see it
-        _say(event="crashed", traceback=traceback.format_exc())
+        say(event="crashed", traceback=traceback.format_exc())
 
 
 def _serve(job: EngineJob, cancelled: threading.Event) -> None:
@@ -52,12 +54,12 @@ def _serve(job: EngineJob, cancelled: threading.Event) -> None:
     if cancelled.is_set():
         os._exit(INTERRUPTED)
     if engine is None:
-        _say(event="failed", errors=log.lines)
+        say(event="failed", errors=log.lines)
         return
     with job.output.open("xb") as file:
         file.write(engine)
     times = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time()}
-    _say(event="built", **times, bytes=engine.nbytes, peak_memory=_peak_memory())
+    say(event="built", **times, bytes=engine.nbytes, peak_memory=_peak_memory())
 
 
 def _built(trt: Any, log: Any, job: EngineJob, cancelled: threading.Event) -> Any:
@@ -109,28 +111,16 @@ def _monitor(trt: Any, cancelled: threading.Event) -> Any:
         """Hands the library's phases on."""
 
         def phase_start(self, name: str, _parent: str | None, _steps: int) -> None:
-            _say(event="phase", name=name)
+            say(event="phase", name=name)
 
         def step_complete(self, _name: str, _step: int) -> bool:
-            _say(event="step")
+            say(event="step")
             return not cancelled.is_set()
 
         def phase_finish(self, _name: str) -> None:
             """The next phase says it."""
 
     return Monitor()
-
-
-def _stop_with_input(cancelled: threading.Event) -> None:
-    """When whoever asked goes away, or closes the input, the build is over."""
-    sys.stdin.read()
-    cancelled.set()
-    time.sleep(GRACE)
-    os._exit(INTERRUPTED)
-
-
-def _say(**fields: Any) -> None:
-    print(json.dumps(fields), flush=True)
 
 
 def _peak_memory() -> int:

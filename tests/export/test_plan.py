@@ -149,7 +149,7 @@ def machine(monkeypatch):
 
     def found(memory, cores=2):
         monkeypatch.setattr(planning, "available_memory", lambda: memory)
-        monkeypatch.setattr(planning, "_cores", lambda: cores)
+        monkeypatch.setattr(planning, "cores", lambda: cores)
 
     return found
 

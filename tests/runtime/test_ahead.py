@@ -93,14 +93,20 @@ def test_a_part_that_fails_ahead_fails_where_it_is_needed_and_with_its_own_words
     assert failed_in[1:] == [threading.current_thread()]
 
 
-def test_a_part_that_no_thread_has_come_to_is_not_waited_for(load):
+@pytest.fixture
+def held_up(load):
+    """One thread held up with the transformer, the decoder behind it; it goes on in a moment."""
     parts = Parts(load, together=True, workers=1)
     load.go.clear()
     parts.expect("transformer")
     parts.expect("decoder")
     threading.Timer(0.05, load.go.set).start()
-    parts.run("decoder", FEEDS)
-    parts.drop(keep=None)
+    return parts
+
+
+def test_a_part_that_no_thread_has_come_to_is_not_waited_for(load, held_up):
+    held_up.run("decoder", FEEDS)
+    held_up.drop(keep=None)
     assert {made.name: made.thread is threading.current_thread() for made in load.made} == {
         "decoder": True,
         "transformer": False,
@@ -108,18 +114,13 @@ def test_a_part_that_no_thread_has_come_to_is_not_waited_for(load):
     assert threads() == []
 
 
-def test_dropping_waits_for_what_is_being_loaded_and_begins_nothing_more(load):
-    parts = Parts(load, together=True, workers=1)
-    load.go.clear()
-    parts.expect("transformer")
-    parts.expect("decoder")
-    threading.Timer(0.05, load.go.set).start()
-    parts.drop(keep=None)
+def test_dropping_waits_for_what_is_being_loaded_and_begins_nothing_more(load, held_up):
+    held_up.drop(keep=None)
     assert [made.name for made in load.made] == ["transformer"]
     assert threads() == []
-    assert parts.loaded == ()
-    parts.run("decoder", FEEDS)
-    assert parts.loaded == ("decoder",)
+    assert held_up.loaded == ()
+    held_up.run("decoder", FEEDS)
+    assert held_up.loaded == ("decoder",)
 
 
 def test_a_cancellation_while_a_part_is_being_loaded_is_heard(load):
