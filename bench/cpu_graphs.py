@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
@@ -12,27 +13,18 @@ from diffusers import AutoencoderDC, SanaTransformer2DModel
 from sana_calibration.quantise import quantise
 from sana_reference.autoencoder import Autoencoder
 from sana_reference.checkpoint.parts import autoencoder_in_folder, transformer_in_folder
-from sana_reference.config import DC_AE_F32C32, PRESETS, SanaConfig
+from sana_reference.config import DC_AE_F32C32, SanaConfig
 from sana_reference.initialise import initialise
 from sana_reference.transformer import SanaTransformer
 from torch import nn
 
 from sana_export.export import export_parts
-from sana_export.precision import Precision
 from sana_export.saving import save_graph
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cpu_parts import AUTOENCODER, INT8, NAIVE, OURS, TRANSFORMER
+from cpu_parts import AUTOENCODER, INT8, NAIVE, OURS, TRANSFORMER, Job
+from limits import preset
 
-SHAPE = {
-    "num_attention_heads": 36,
-    "attention_head_dim": 32,
-    "num_cross_attention_heads": 16,
-    "cross_attention_head_dim": 72,
-    "cross_attention_dim": 1152,
-    "caption_channels": 2304,
-    "sample_size": 32,
-}
 DEPTHS = (3, 3, 3, 3, 3, 3)
 CHANNELS = (128, 256, 512, 512, 1024, 1024)
 KINDS = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
@@ -40,38 +32,19 @@ QUARTER = replace(DC_AE_F32C32, name="quarter", channels=tuple(each // 4 for eac
 SCALES = ((),) * 3 + ((5,),) * 3
 
 
-@dataclass(frozen=True)
-class Folders:
-    """Parts of diffusers' as something to export."""
-
-    folder: Path
-    config: SanaConfig = PRESETS["sana-600m"]
-
-    def transformer(self, dtype: torch.dtype) -> Any:
-        """The transformer, read now."""
-        return transformer_in_folder(self.folder / TRANSFORMER, None).build(dtype)
-
-    def autoencoder(self, dtype: torch.dtype) -> Any:
-        """The autoencoder, read now."""
-        return autoencoder_in_folder(self.folder / AUTOENCODER, None).build(dtype)
-
-    def text_encoder(self, dtype: torch.dtype) -> Any:
-        """There is none."""
-        raise NotImplementedError
-
-
-def prepare_step(folder: Path, depth: int, side: int, naive: bool) -> None:
+def prepare_step(job: Job, naive: bool = False) -> None:
     """Make what is missing for comparing steps."""
-    _once(folder / TRANSFORMER, lambda to: _random(lambda: SanaTransformer2DModel(num_layers=depth, **SHAPE), to))
-    parts = ("caption", "transformer")
+    folder = job.folder
+    _once(folder / TRANSFORMER, lambda to: _random(lambda: SanaTransformer2DModel(**_theirs(job.model)), to))
     if not (folder / OURS / "transformer.onnx").exists():
-        config = transformer_in_folder(folder / TRANSFORMER, None).config
-        export_parts(Folders(folder, config), folder / OURS, Precision.FP32, parts=parts)
+        part = transformer_in_folder(folder / TRANSFORMER, None)
+        source = SimpleNamespace(config=part.config, transformer=part.build)
+        export_parts(source, folder / OURS, parts=("caption", "transformer"))
     if not (folder / INT8 / "transformer.onnx").exists():
         (folder / INT8).mkdir(exist_ok=True)
         round_to_int8(folder / OURS / "transformer.onnx", folder / INT8)
-    if naive and not (folder / NAIVE / f"{side}.onnx").exists():
-        _export_naively(folder, side)
+    if naive and not (folder / NAIVE / f"{job.side}.onnx").exists():
+        _export_naively(job)
 
 
 def round_to_int8(graph: Path, folder: Path) -> None:
@@ -85,41 +58,23 @@ def prepare_decode(folder: Path) -> None:
     """Make what is missing for comparing decoders."""
     _once(folder / AUTOENCODER, lambda to: _random(_autoencoder, to))
     if not (folder / OURS / "decoder.onnx").exists():
-        export_parts(Folders(folder), folder / OURS, Precision.FP32, parts=("decoder",))
+        part = autoencoder_in_folder(folder / AUTOENCODER, None)
+        export_parts(SimpleNamespace(config=preset(), autoencoder=part.build), folder / OURS, parts=("decoder",))
 
 
-class RandomTransformer:
-    """Our transformer of Sana-0.6B's width with so many blocks, as something to export."""
-
-    def __init__(self, depth: int) -> None:
-        self.config = replace(PRESETS["sana-600m"], depth=depth)
-        self._model = SanaTransformer(self.config).eval()
-        initialise(self._model, seed=0)
-
-    @property
-    def parameters(self) -> int:
-        """How many it has."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
-
-    def transformer(self, dtype: torch.dtype) -> Any:
-        """The transformer."""
-        return self._model.to(dtype)
-
-    def autoencoder(self, dtype: torch.dtype) -> Any:
-        """A random one, a quarter as wide as DC-AE."""
-        model = Autoencoder(QUARTER).eval()
-        initialise(model, seed=0)
-        return model.to(dtype)
-
-    def text_encoder(self, dtype: torch.dtype) -> Any:
-        """There is none."""
-        raise NotImplementedError
+def random_transformer(depth: int) -> SanaTransformer:
+    """Our transformer of Sana-0.6B's width with so many blocks."""
+    model = SanaTransformer(preset(depth)).eval()
+    initialise(model, seed=0)
+    return model
 
 
 def prepare_narrow(folder: Path) -> None:
     """Make the decoder that is a quarter as wide, if it is missing."""
     if not (folder / "decoder.onnx").exists():
-        export_parts(RandomTransformer(1), folder, Precision.FP32, parts=("decoder",))
+        model = Autoencoder(QUARTER).eval()
+        initialise(model, seed=0)
+        export_parts(SimpleNamespace(config=preset(), autoencoder=model.to), folder, parts=("decoder",))
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> None:
@@ -161,25 +116,29 @@ def _random(architecture: Callable[[], nn.Module], folder: Path) -> None:
     module.save_pretrained(folder)  # type: ignore[operator]
 
 
-class _Positional(nn.Module):
-    """diffusers' transformer with inputs in an order, as the tracer wants them."""
+def _theirs(model: SanaConfig) -> dict[str, Any]:
+    """The sizes as diffusers calls them."""
+    return {
+        "num_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "attention_head_dim": model.head_dim,
+        "num_cross_attention_heads": model.cross_heads,
+        "cross_attention_head_dim": model.dim // model.cross_heads,
+        "cross_attention_dim": model.dim,
+        "caption_channels": model.text_dim,
+        "sample_size": model.sample_size,
+        "interpolation_scale": model.position_scale if model.position_base else None,
+        "qk_norm": "rms_norm_across_heads" if model.qk_norm else None,
+        "guidance_embeds": model.guidance_embedding,
+    }
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
-    def forward(self, sample: Any, text: Any, timestep: Any, mask: Any) -> Any:
-        """The velocity."""
-        return self.model(sample, text, timestep, encoder_attention_mask=mask, return_dict=False)[0]
-
-
-def _export_naively(folder: Path, side: int) -> None:
+def _export_naively(job: Job) -> None:
     """diffusers' module through torch.onnx.export, nothing done to it; its size is fixed, dynamic sizes fail."""
-    model = SanaTransformer2DModel.from_pretrained(folder / TRANSFORMER).eval()
-    feeds = (torch.randn(2, 32, side, side), torch.randn(2, 300, 2304), torch.full((2,), 500.0), torch.ones(2, 300))
-    names = ["sample", "text", "timestep", "mask"]
+    model = SanaTransformer2DModel.from_pretrained(job.folder / TRANSFORMER).eval()
+    feeds = {name: torch.from_numpy(array) for name, array in job.theirs().items()}
     with torch.no_grad():
-        program = torch.onnx.export(_Positional(model), feeds, dynamo=True, input_names=names, opset_version=20)
+        program = torch.onnx.export(model, kwargs=feeds, dynamo=True, opset_version=20)
     assert program is not None
-    (folder / NAIVE).mkdir(exist_ok=True)
-    program.save(folder / NAIVE / f"{side}.onnx", external_data=True)
+    (job.folder / NAIVE).mkdir(exist_ok=True)
+    program.save(job.folder / NAIVE / f"{job.side}.onnx", external_data=True)

@@ -19,17 +19,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from sana_runtime.openvino_session import ov
 from sana_runtime.session import SessionOptions
-from sana_runtime.signature import Sizes, signatures
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_optimum
 from cpu_graphs import prepare_step
-from cpu_parts import INT8, PADDED, Job
+from cpu_parts import INT8, TOKENS, Job
 from cpu_profile import Profiled, kind, shortest
 from cpu_race import RESULTS, machine, versions
+from limits import preset
 
 PLOT = RESULTS.parent / "images" / "cpu-step.svg"
 BEFORE, AFTER = "diffusers' graph, sizes free, bf16", "ours, INT8"
@@ -126,19 +125,16 @@ def before(job: Job, rounds: int) -> tuple[Any, dict[str, float]]:
     settings = {"PERF_COUNT": "YES", "INFERENCE_NUM_THREADS": job.threads, "INFERENCE_PRECISION_HINT": "bf16"}
     compiled = ov.Core().compile_model(graph, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
     request = compiled.create_infer_request()
-    text, mask = job.text(PADDED)
-    values = (job.latent(2), text, mask.astype(np.int64), np.full(2, 500, np.float32))
-    names = ("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "timestep")
-    feeds = dict(zip(names, values, strict=True))
+    feeds = job.theirs()
     times = shortest(lambda: (request.infer(feeds), request)[1], rounds)
     return compiled.get_runtime_model(), times
 
 
 def after(job: Job, rounds: int) -> tuple[Any, dict[str, float]]:
     """Ours, as the pipeline runs it."""
-    signature = signatures(Sizes(depth=job.depth, dim=1152, text_dim=2304))["transformer"]
-    feeds = signature.example_feeds(batch=2, height=job.side, width=job.side, rows=26)
-    session = Profiled(job.folder / INT8 / "transformer.onnx", SessionOptions(threads=job.threads, signature=signature))
+    feeds = job.signature.example_feeds(batch=job.batch, height=job.side, width=job.side, rows=max(TOKENS))
+    options = SessionOptions(threads=job.threads, signature=job.signature)
+    session = Profiled(job.folder / INT8 / "transformer.onnx", options)
     times = shortest(lambda: (session.run(feeds), session.request)[1], rounds)
     return session.request.get_compiled_model().get_runtime_model(), times
 
@@ -208,12 +204,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--optimum", type=Path, default=Job.peers)
     chosen = parser.parse_args(arguments)
     folder = chosen.folder / f"depth{chosen.depth}"
-    job = Job(folder, chosen.size // 32, chosen.threads, chosen.depth, chosen.optimum)
-    prepare_step(job.folder, job.depth, job.side, naive=False)
+    job = Job(folder, chosen.size // 32, chosen.threads, preset(chosen.depth), chosen.optimum)
+    prepare_step(job)
     cpu_optimum.prepare(job.folder, job.peers, ("float",))
     roots = [tree(BEFORE, *before(job, chosen.rounds)), tree(AFTER, *after(job, chosen.rounds))]
     found = {root.name: {"shares": shares(root), "milliseconds": root.told} for root in roots}
-    facts = {"depth": job.depth, "size": chosen.size, "threads": job.threads}
+    facts = {"depth": chosen.depth, "size": chosen.size, "threads": job.threads}
     document = {**facts, "machine": machine(), "versions": versions(), "ways": found}
     (RESULTS / "cpu-icicle.json").write_text(json.dumps(document, indent=1) + "\n")
     PLOT.write_text(draw(roots))

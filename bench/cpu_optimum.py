@@ -60,20 +60,34 @@ def write_pipeline(transformer: Path, folder: Path) -> None:
     scratch = folder.with_name(f"{folder.name}-unfinished")
     shutil.copytree(NANO, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns("transformer", "text_encoder"))
     config = json.loads((transformer / "config.json").read_text())
+    sprint = config["guidance_embeds"]
+    smaller = {} if sprint else {"sample_size": SIZE}  # Sprint's pipeline refuses others than 1024²
     (scratch / "transformer").mkdir(exist_ok=True)
-    (scratch / "transformer" / "config.json").write_text(json.dumps({**config, "sample_size": SIZE}))
+    (scratch / "transformer" / "config.json").write_text(json.dumps({**config, **smaller}))
     for file in transformer.glob("*.safetensors*"):
         (scratch / "transformer" / file.name).hardlink_to(file)
     vocabulary = json.loads((NANO / "text_encoder" / "config.json").read_text())["vocab_size"]
     sizes = {"vocab_size": vocabulary, "hidden_size": config["caption_channels"], "intermediate_size": 256}
     torch.manual_seed(0)
     Gemma2Model(Gemma2Config(num_hidden_layers=1, **sizes)).save_pretrained(scratch / "text_encoder")
+    if sprint:
+        _make_sprint(scratch)
     scratch.rename(folder)
+
+
+def _make_sprint(pipeline: Path) -> None:
+    """Say whose transformer it is: one that is told the guidance, and takes two steps."""
+    from diffusers import SCMScheduler
+
+    index = json.loads((pipeline / "model_index.json").read_text())
+    index |= {"_class_name": "SanaSprintPipeline", "scheduler": ["diffusers", "SCMScheduler"]}
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    SCMScheduler().save_pretrained(pipeline / "scheduler")
 
 
 def export(pipeline: Path, target: Path, form: str) -> None:
     """Write the pipeline as optimum-intel exports it, rounded by nncf if the form says so."""
-    from optimum.intel import OVQuantizationConfig, OVSanaPipeline, OVWeightQuantizationConfig
+    from optimum.intel import OVPipelineForText2Image, OVQuantizationConfig, OVWeightQuantizationConfig
 
     rounding = {
         "float": {"load_in_8bit": False},
@@ -85,25 +99,28 @@ def export(pipeline: Path, target: Path, form: str) -> None:
         },
         "static": {"quantization_config": OVQuantizationConfig(bits=8, dataset=PROMPTS, num_samples=SAMPLES)},
     }[form]
-    made = OVSanaPipeline.from_pretrained(pipeline, export=True, compile=False, **rounding)
+    made = OVPipelineForText2Image.from_pretrained(pipeline, export=True, compile=False, **rounding)
     scratch = target.with_name(f"{target.name}-unfinished")
     made.save_pretrained(scratch)
     scratch.rename(target)
 
 
 def optimum_step(feeds: dict[str, Any], folder: Path, peers: Path, precision: str, fixed: bool) -> Run:
-    """A step through its class; `fixed` calls its `reshape`, which fixes all sizes but the text's."""
+    """A step through its class; `fixed` calls its `reshape`, which fixes all sizes but the text's.
+
+    It takes two branches for granted, which Sprint does not have: there the batch stays free.
+    """
     enter(peers)
     import torch
-    from optimum.intel import OVSanaPipeline
+    from optimum.intel import OVPipelineForText2Image
 
     settings = {"INFERENCE_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
     if precision:
         settings["INFERENCE_PRECISION_HINT"] = precision
-    pipeline = OVSanaPipeline.from_pretrained(folder, compile=False, ov_config=settings)
+    pipeline = OVPipelineForText2Image.from_pretrained(folder, compile=False, ov_config=settings)
     if fixed:
         height, width = (side * pipeline.vae_scale_factor for side in feeds["hidden_states"].shape[2:])
-        pipeline.reshape(1, height, width, 1)
+        pipeline.reshape(-1 if "guidance" in feeds else 1, height, width, 1)
     tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
     transformer = pipeline.transformer
     return lambda: transformer(**tensors, return_dict=False)[0].numpy().copy()

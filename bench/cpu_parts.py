@@ -1,14 +1,15 @@
 """Time one part on the CPU: diffusers, plain engines on diffusers' graph, and ours, in turn, on the same weights.
 
-    python bench/cpu_parts.py step   [--depth 28] [--size 512] [--threads 2] [--rounds 5] [--only NAME …]
+    python bench/cpu_parts.py step   [--model sana-600m] [--depth 28] [--size 512] [--threads 2] [--rounds 5] …
     python bench/cpu_parts.py decode [--size 512] …
     python bench/cpu_parts.py step --only "diffusers fp32" optimum ours --to cpu-step-optimum
     python bench/text_encoding.py …                                          the third part has a page of its own
 
-A step is one run of Sana-0.6B's transformer for a prompt of 20 words and its negative, as guidance needs it: diffusers
-pads both to 300 tokens, ours takes the 26 that are there. Weights are random, speed does not depend on them, and the
-answers are compared. `--depth` takes fewer of the 28 blocks. Graphs are made once, in --folder. Writes
-docs/measurements/cpu-step.json and cpu-decode.json. What optimum-intel needs is told in `cpu_optimum.py`.
+A step is one run of a preset's transformer for a prompt of 20 words and its negative, as guidance needs it; Sprint's
+models are told the guidance and run for the prompt alone. diffusers pads texts to 300 tokens, ours takes the 26 that
+are there. Weights are random, speed does not depend on them, and the answers are compared. `--depth` takes fewer blocks
+than there are. Graphs are made once, in --folder. Writes docs/measurements/cpu-step.json, cpu-step-MODEL.json for
+another than Sana-0.6B, and cpu-decode.json. What optimum-intel needs is told in `cpu_optimum.py`.
 """
 
 import argparse
@@ -20,14 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sana_reference.config import PRESETS, SanaConfig
+from sana_runtime.signature import Signature, signatures
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_optimum
 import limits
 from cpu_race import Contender, Run, only, race, report
 
-TEXT_DIM, TOKENS, PADDED = 2304, (26, 2), 300  # states of the prompt and of its empty negative, BOS included
-FULL_DEPTH = 28
+from sana_export.export import sizes_of
+
+TOKENS, PADDED = (26, 2), 300  # states of the prompt and of its empty negative, BOS included
+GUIDANCE = 4.5
 TRANSFORMER, AUTOENCODER, OURS, INT8, NAIVE = "diffusers", "autoencoder", "fp32", "int8", "naive"  # folders
 
 
@@ -38,18 +43,50 @@ class Job:
     folder: Path
     side: int  # of the latent
     threads: int
-    depth: int = FULL_DEPTH
+    model: SanaConfig  # with as many blocks as take part
     peers: Path = Path("out/bench/optimum")
+
+    @property
+    def batch(self) -> int:
+        """With and without the prompt, unless the model is itself told the guidance."""
+        return 1 if self.model.guidance_embedding else 2
+
+    @property
+    def signature(self) -> Signature:
+        """What our transformer takes."""
+        return signatures(sizes_of(self.model))["transformer"]
 
     def latent(self, batch: int) -> Any:
         """The same noise for everybody."""
         return np.random.default_rng(0).standard_normal((batch, 32, self.side, self.side)).astype(np.float32)
 
     def text(self, rows: int) -> tuple[Any, Any]:
-        """Text states (2, rows, D) and their mask; beyond the tokens there is padding."""
-        states = np.random.default_rng(1).standard_normal((2, PADDED, TEXT_DIM)).astype(np.float32)
-        mask = np.array([[i < count for i in range(rows)] for count in TOKENS])
+        """Text states (batch, rows, D) and their mask; beyond the tokens there is padding."""
+        shape = (self.batch, PADDED, self.model.text_dim)
+        states = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+        mask = np.array([[i < count for i in range(rows)] for count in TOKENS[: self.batch]])
         return states[:, :rows], mask
+
+    def timed(self, guidance: float) -> dict[str, Any]:
+        """A time halfway and, for the models that are told it, the guidance."""
+        halfway = np.full(self.batch, 500.0 if self.model.integer_timesteps else 0.5, np.float32)
+        told = {"guidance": np.full(self.batch, guidance, np.float32)} if self.model.guidance_embedding else {}
+        return {"timestep": halfway, **told}
+
+    def theirs(self) -> dict[str, Any]:
+        """What diffusers' transformer takes, in fp32; it is told a tenth of the guidance."""
+        text, mask = self.text(PADDED)
+        return {
+            "hidden_states": self.latent(self.batch),
+            "encoder_hidden_states": text,
+            "encoder_attention_mask": mask.astype(np.int64),
+            **self.timed(GUIDANCE / 10),
+        }
+
+
+def named(plain: str, model: SanaConfig) -> str:
+    """A name for what is of this model: the plain one for Sana-0.6B, which most is of."""
+    return plain if model.name == limits.MODEL else f"{plain}-{model.name}"
 
 
 def diffusers_step(job: Job, dtype: str, compiled: bool = False) -> Run:
@@ -62,13 +99,8 @@ def diffusers_step(job: Job, dtype: str, compiled: bool = False) -> Run:
     model = SanaTransformer2DModel.from_pretrained(job.folder / TRANSFORMER, torch_dtype=kind).eval()
     if compiled:
         model.compile()
-    text, mask = (torch.from_numpy(array) for array in job.text(PADDED))
-    feeds = {
-        "hidden_states": torch.from_numpy(job.latent(2)).to(kind),
-        "encoder_hidden_states": text.to(kind),
-        "encoder_attention_mask": mask.to(kind),
-        "timestep": torch.full((2,), 500.0),
-    }
+    feeds = {name: torch.from_numpy(array) for name, array in job.theirs().items()}
+    feeds = {name: tensor if name == "timestep" else tensor.to(kind) for name, tensor in feeds.items()}
 
     @torch.no_grad()
     def run() -> Any:
@@ -79,10 +111,7 @@ def diffusers_step(job: Job, dtype: str, compiled: bool = False) -> Run:
 
 def naive_step(job: Job, engine: str) -> Run:
     """diffusers' module as it exports, at this one size, in onnxruntime as it comes or in OpenVINO with f32 or bf16."""
-    text, mask = job.text(PADDED)
-    values = (job.latent(2), text, np.full(2, 500.0, np.float32), mask.astype(np.float32))
-    feeds = dict(zip(("sample", "text", "timestep", "mask"), values, strict=True))
-    graph = job.folder / NAIVE / f"{job.side}.onnx"
+    feeds, graph = job.theirs(), job.folder / NAIVE / f"{job.side}.onnx"
     if engine == "onnxruntime":
         from sana_runtime.onnxruntime_session import ort  # the door: imported by it, it sends no reports
 
@@ -99,34 +128,19 @@ def naive_step(job: Job, engine: str) -> Run:
 
 def optimum_step(job: Job, form: str, precision: str = "", fixed: bool = True) -> Run:
     """optimum-intel's transformer, in one of its forms."""
-    text, mask = job.text(PADDED)
-    feeds = {
-        "hidden_states": job.latent(2),
-        "encoder_hidden_states": text,
-        "encoder_attention_mask": mask.astype(np.int64),
-        "timestep": np.full(2, 500.0, np.float32),
-    }
-    return cpu_optimum.optimum_step(feeds, job.folder / f"optimum-{form}", job.peers, precision, fixed)
+    return cpu_optimum.optimum_step(job.theirs(), job.folder / f"optimum-{form}", job.peers, precision, fixed)
 
 
 def our_step(job: Job, part: str, half: bool = False, rows: int = max(TOKENS), engine: str = "cpu") -> Run:
     """Our transformer part in our session, text keys and values from our caption part."""
     from sana_runtime.session import Device, SessionOptions, open_session
-    from sana_runtime.signature import Sizes, signatures
 
-    sizes = Sizes(depth=job.depth, dim=limits.DIM, text_dim=TEXT_DIM)
-    known = signatures(sizes)
     text, mask = job.text(rows)
     caption = open_session(job.folder / OURS / "caption.onnx", Device.CPU, SessionOptions(threads=job.threads))
     text_kv = caption.run({"text": text})["text_kv"]
-    options = SessionOptions(half_products=half, threads=job.threads, signature=known["transformer"])
+    options = SessionOptions(half_products=half, threads=job.threads, signature=job.signature)
     session = open_session(job.folder / part / "transformer.onnx", Device(engine), options)
-    feeds = {
-        "latent": job.latent(2),
-        "timestep": np.full(2, 500, np.float32),
-        "text_kv": text_kv,
-        "text_mask": mask,
-    }
+    feeds = {"latent": job.latent(job.batch), "text_kv": text_kv, "text_mask": mask, **job.timed(GUIDANCE)}
     return lambda: session.run(feeds)["velocity"]
 
 
@@ -153,7 +167,7 @@ def step_contenders(job: Job) -> list[Contender]:
         "ours int8, bf16 between, 300 tokens": partial(our_step, job, INT8, True, PADDED),
         "ours int8, onnxruntime": partial(our_step, job, INT8, False, max(TOKENS), "onnxruntime"),
     }
-    alone = limits.contenders(2 * job.side**2, job.depth, job.threads)
+    alone = limits.contenders(job.model, job.batch * job.side**2, job.threads)
     return [*(Contender(name, load) for name, load in ways.items()), *alone]
 
 
@@ -197,32 +211,41 @@ def decode_contenders(job: Job) -> list[Contender]:
     return [Contender(name, load) for name, load in ways.items()]
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Prepare, race, print and write."""
-    from cpu_graphs import prepare_decode, prepare_step  # imports much, and contenders' processes read this file, too
-
+def options(arguments: Sequence[str]) -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=("step", "decode"))
-    for name, usual in (("--depth", FULL_DEPTH), ("--size", 512), ("--threads", 2), ("--rounds", 5)):
+    parser.add_argument("--model", choices=PRESETS, default=limits.MODEL)
+    parser.add_argument("--depth", type=int, help="blocks that take part; all, unless told otherwise")
+    for name, usual in (("--size", 512), ("--threads", 2), ("--rounds", 5)):
         parser.add_argument(name, type=int, default=usual)
     parser.add_argument("--only", nargs="*", help="contenders, by name or by the beginning of several")
     parser.add_argument("--folder", type=Path, default=Path("out/bench"))
     parser.add_argument("--optimum", type=Path, default=Job.peers, help="folder of optimum-intel's packages")
     parser.add_argument("--to", help="name of the results, without .json")
-    chosen = parser.parse_args(arguments)
-    folder = chosen.folder / f"depth{chosen.depth}"
-    job = Job(folder, chosen.size // 32, chosen.threads, chosen.depth, chosen.optimum)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prepare, race, print and write."""
+    from cpu_graphs import prepare_decode, prepare_step  # imports much, and contenders' processes read this file, too
+
+    chosen = options(arguments)
+    model = limits.preset(chosen.depth, chosen.model)
+    folder = chosen.folder / named(f"depth{model.depth}", model)
+    job = Job(folder, chosen.size // 32, chosen.threads, model, chosen.optimum)
     everybody = {"step": step_contenders, "decode": decode_contenders}[chosen.part](job)
     racing = only(everybody, chosen.only)
     if chosen.part == "step":
-        prepare_step(job.folder, job.depth, job.side, naive=any("diffusers' graph" in each.name for each in racing))
+        prepare_step(job, naive=any("diffusers' graph" in each.name for each in racing))
         forms = {each.load.args[1] for each in racing if each.name.startswith("optimum")}  # type: ignore[attr-defined]
         cpu_optimum.prepare(job.folder, job.peers, sorted(forms))
     else:
         prepare_decode(job.folder)
-    facts = {"part": chosen.part, "size": chosen.size, "depth": job.depth, "of_depth": FULL_DEPTH}
+    what = {"part": chosen.part, "model": model.name, "size": chosen.size}
+    facts = {**what, "depth": model.depth, "of_depth": PRESETS[model.name].depth, "threads": job.threads}
     results = race(racing, chosen.rounds, job.threads)
-    print(report(chosen.to or f"cpu-{chosen.part}", results, {**facts, "threads": job.threads}))
+    print(report(chosen.to or named(f"cpu-{chosen.part}", model), results, facts))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from sana_runtime.openvino_session import OpenVinoSession, ov
 from sana_runtime.session import SessionOptions
-from sana_runtime.signature import Signature, Sizes, signatures
+from sana_runtime.signature import Signature
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cpu_parts import INT8
+from cpu_parts import INT8, TOKENS, Job
 from cpu_race import RESULTS, machine, versions
+from limits import preset
 
 PLOT = RESULTS.parent / "images" / "cpu-profile.png"
 WAYS = {
@@ -104,12 +105,12 @@ def main(arguments: Sequence[str]) -> None:
         parser.add_argument(name, type=int, default=usual)
     parser.add_argument("--folder", type=Path, default=Path("out/bench"))
     chosen = parser.parse_args(arguments)
-    signature = signatures(Sizes(depth=chosen.depth, dim=1152, text_dim=2304))["transformer"]
-    feeds = signature.example_feeds(batch=2, height=chosen.size // 32, width=chosen.size // 32, rows=26)
-    graph = chosen.folder / f"depth{chosen.depth}" / INT8 / "transformer.onnx"
+    job = Job(chosen.folder / f"depth{chosen.depth}", chosen.size // 32, 1, preset(chosen.depth))
+    feeds = job.signature.example_feeds(batch=job.batch, height=job.side, width=job.side, rows=max(TOKENS))
+    graph = job.folder / INT8 / "transformer.onnx"
     found = {}
     for name, (known, half) in WAYS.items():
-        found[name] = profile(graph, signature if known else None, feeds, half, chosen.rounds)
+        found[name] = profile(graph, job.signature if known else None, feeds, half, chosen.rounds)
         print(f"{name}: {sum(each['milliseconds'] for each in found[name].values()):.1f} ms")
         for what, each in list(found[name].items())[:12]:
             print(f"    {each['milliseconds']:8.2f} ms {each['nodes']:4d} {what}")

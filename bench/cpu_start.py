@@ -139,8 +139,10 @@ def main(arguments: Sequence[str]) -> None:
 
     if not chosen.bundle:
         from cpu_graphs import prepare_step
+        from cpu_parts import Job
+        from limits import preset
 
-        prepare_step(folder, chosen.depth, side, naive=False)
+        prepare_step(Job(folder, side, chosen.threads, preset(chosen.depth)))
     found = measure(chosen, arguments)
     what = {"bundle": chosen.bundle.name} if chosen.bundle else {"depth": chosen.depth, "of_depth": 28}
     facts = {**what, "size": chosen.size, "threads": chosen.threads, "machine": machine(), "versions": versions()}

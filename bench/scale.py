@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -98,8 +99,10 @@ def step(folder: Path, threads: int, side: int, batch: int = 2, rows: int = 26, 
 def measure_step(folder: Path, threads: int, largest: int) -> dict[str, Any]:
     """A step by tokens, pictures, rows of text and number of steps."""
     from cpu_graphs import prepare_step
+    from cpu_parts import Job
+    from limits import preset
 
-    prepare_step(folder, DEPTH, 16, naive=False)
+    prepare_step(Job(folder, 16, threads, preset(DEPTH)))
     sides = [side for side in SIDES if 32 * side <= largest]
     apart = {(32 * side) ** 2: _apart("step", str(folder), threads, side) for side in sides[::2]}
     return {
@@ -176,19 +179,19 @@ def decode_here(folder: str, threads: int, size: int, tile: int) -> list[float]:
 def build_here(depth: int, threads: int) -> list[float]:
     """Export a random transformer and round it: CPU time, peak memory, parameters."""
     import torch
-    from cpu_graphs import RandomTransformer, round_to_int8
+    from cpu_graphs import random_transformer, round_to_int8
 
     from sana_export.export import export_parts
-    from sana_export.precision import Precision
 
     torch.set_num_threads(threads)
-    source = RandomTransformer(depth)
+    model = random_transformer(depth)
+    source = SimpleNamespace(config=model.config, transformer=model.to)
     begun = time.process_time()
     with tempfile.TemporaryDirectory() as made:
-        part = export_parts(source, Path(made), Precision.FP32, parts=("transformer",))["transformer"]
+        part = export_parts(source, Path(made), parts=("transformer",))["transformer"]
         (Path(made) / "int8").mkdir()
         round_to_int8(part.graph, Path(made) / "int8")
-    return [time.process_time() - begun, peak_bytes(), source.parameters]
+    return [time.process_time() - begun, peak_bytes(), sum(each.numel() for each in model.parameters())]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import SanaPipeline
 from sana_reference.checkpoint.parts import text_encoder_in_folder
-from sana_reference.config import PRESETS, SanaConfig
+from sana_reference.config import PRESETS
 from sana_reference.initialise import initialise
-from sana_reference.text_encoder import TextEncoder
 from sana_runtime.openvino_session import OpenVinoSession
 from sana_runtime.prompt import INSTRUCTION, PromptRules, PromptTokens, batch
 from sana_runtime.session import SessionOptions
@@ -56,24 +56,6 @@ class Job:
         return self.folder / "gemma"
 
 
-@dataclass(frozen=True)
-class TextSource:
-    """A folder of transformers' as something to export a text encoder from."""
-
-    folder: Path
-    config: SanaConfig = PRESETS["sana-600m"]
-
-    def text_encoder(self, dtype: torch.dtype) -> TextEncoder:
-        """The text encoder, read now."""
-        return text_encoder_in_folder(self.folder, None).build(dtype)
-
-    def transformer(self, dtype: torch.dtype) -> Any:
-        """There is none."""
-        raise NotImplementedError
-
-    autoencoder = transformer
-
-
 def write_gemma(folder: Path, layers: int, dtype: torch.dtype) -> None:
     """Gemma-2-2b's shape with `layers` layers."""
     config = Gemma2Config(num_hidden_layers=layers, query_pre_attn_scalar=256, vocab_size=256000)
@@ -88,9 +70,8 @@ def prepare(job: Job, layers: int) -> None:
     """Write the model and our part of it."""
     write_gemma(job.gemma, layers, DTYPES[job.precision])
     rules = PromptRules.derive(Tokenizer(job.tokenizer / "tokenizer.json"))
-    export_parts(
-        TextSource(job.gemma), job.folder, Precision(job.precision), parts=("text_encoder",), prefix=rules.prefix
-    )
+    source = SimpleNamespace(config=PRESETS["sana-600m"], text_encoder=text_encoder_in_folder(job.gemma, None).build)
+    export_parts(source, job.folder, Precision(job.precision), parts=("text_encoder",), prefix=rules.prefix)
 
 
 def theirs(job: Job) -> Run:
