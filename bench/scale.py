@@ -23,7 +23,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from sana_runtime.openvino_session import OpenVinoSession, op, ov
+from sana_runtime.openvino_graph import op, ov
+from sana_runtime.openvino_session import OpenVinoSession
 from sana_runtime.session import SessionOptions
 from sana_runtime.signature import Sizes, signatures
 

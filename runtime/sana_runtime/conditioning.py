@@ -15,6 +15,8 @@ from sana_runtime.tokenizer import Tokenizer
 
 __all__ = ["Condition", "Conditioner", "Store", "side_by_side"]
 
+ROWS_AT_ONCE = 16  # of text: engines multiply so many numbers together, and what is left over one by one
+
 RunPart = Callable[[str, Mapping[str, NDArray[Any]]], Arrays]
 
 
@@ -41,8 +43,9 @@ class Condition:
 
 
 def side_by_side(conditions: Sequence[Condition]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Keys and values (depth, 2, B, L, C) of several prompts, and their mask (B, L)."""
+    """Keys and values (depth, 2, B, L, C) of several prompts, and their mask (B, L); L is a multiple of 16."""
     longest = max(condition.length for condition in conditions)
+    longest += -longest % ROWS_AT_ONCE
     mask = np.arange(longest) < np.array([[condition.length] for condition in conditions])
     rows = [np.pad(c.text_kv, ((0, 0),) * 3 + ((0, longest - c.length), (0, 0))) for c in conditions]
     return np.concatenate(rows, axis=2), mask

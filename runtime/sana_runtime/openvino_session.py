@@ -14,47 +14,21 @@ from numpy.typing import NDArray
 from sana_runtime.compiled_models import CompiledModels, keeping, origin
 from sana_runtime.errors import BackendError, MemoryLimitError, SanaError
 from sana_runtime.onnx_guard import guard
+from sana_runtime.openvino_graph import ov, read
 from sana_runtime.rules import printable
 from sana_runtime.session import Arrays, Interrupted, SessionOptions, contiguous
 from sana_runtime.signature import Signature
-from sana_runtime.unreported import without
-
-with without("openvino_telemetry"):  # or each import is told to an analytics service, and counted in the home folder
-    import openvino as ov
-    from openvino import opset14 as op
-    from openvino.frontend import FrontEnd, FrontEndManager, NodeContext
-    from openvino.frontend.onnx import ConversionExtension
 
 __all__ = ["OpenVinoSession"]
 
 EVERY_STEP = "timestep"  # an input of a part that is run many times for one picture
 ROWS = "rows"  # of text
-RECIPE = 3  # another number makes every compiled model that was kept before stale
-NARROW = (ov.Type.bf16, ov.Type.f16)
-READ_NARROW = {"MatMul", "Gather"}  # operations whose kernels take weights of 16 bits
+RECIPE = 4  # another number makes every compiled model that was kept before stale
 WORTH_KEEPING = 0.25  # seconds of compiling
 WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}  # a compiled model names the places of its weights in their file
 KEPT = 2  # sizes that stay compiled: guidance halves the batch where it is switched off for some of the steps
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # by input; -1 is any size
-
-
-def _swap_tokens_and_heads(tensor: ov.Output) -> ov.Output:
-    return op.transpose(tensor, op.constant(np.array([0, 2, 1, 3], np.int64))).output(0)
-
-
-def _relu_linear_attention(node: NodeContext) -> list[ov.Output]:
-    """`sana::ReluLinearAttention` in OpenVINO's own operations; q, k and v are (B, N, H, D).
-
-    OpenVINO does not read functions that an ONNX file brings along, so this repeats the file's own body.
-    """
-    query, key, value = (_swap_tokens_and_heads(op.convert(node.get_input(i), "f32").output(0)) for i in range(3))
-    query, key = op.relu(query), op.relu(key)
-    key_value = op.matmul(key, value, True, False)
-    key_sum = op.reduce_sum(key, op.constant(np.array([2], np.int64)), True)
-    weight = op.add(op.matmul(query, key_sum, False, True), op.constant(np.float32(1e-15)))
-    mixed = op.divide(op.matmul(query, key_value, False, False), weight)
-    return [op.convert_like(_swap_tokens_and_heads(mixed.output(0)), node.get_input(0)).output(0)]
 
 
 @cache
@@ -63,15 +37,9 @@ def _core() -> ov.Core:
 
 
 @cache
-def _reader() -> FrontEnd:
-    """The reader of ONNX files, and no other.
-
-    `Core.read_model` guesses the format from the content: a file that was checked as ONNX, with an XML graph in a field
-    that nobody reads, it takes for that XML graph.
-    """
-    reader = FrontEndManager().load_by_framework("onnx")
-    reader.add_extension(ConversionExtension("ReluLinearAttention", "sana", _relu_linear_attention))
-    return reader
+def _computes_half() -> bool:
+    """Whether this processor multiplies bfloat16 as such."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _properties(options: SessionOptions) -> dict[str, Any]:
@@ -90,41 +58,6 @@ def _data_file(graph: Path) -> Path | None:
     """The data file of the graph's own name, if it has one."""
     data = graph.with_suffix(".data")
     return data if data.exists() else None
-
-
-def _keep_whole_numbers(model: ov.Model) -> ov.Model:
-    """Take inputs that the graph makes whole at once as whole numbers: bfloat16 would first round 999 to 1000."""
-    for parameter in model.get_parameters():
-        readers = [target.get_node() for target in parameter.output(0).get_target_inputs()]
-        kinds = {
-            node.output(0).get_element_type() if node.get_type_name() == "Convert" else None
-            for node in readers
-            if node.get_type_name() != "ShapeOf"
-        }
-        if kinds == {ov.Type.i64}:
-            parameter.set_element_type(ov.Type.i64)
-    model.validate_nodes_and_infer_types()
-    return model
-
-
-def _keep_narrow(model: ov.Model) -> ov.Model:
-    """Leave 16-bit weights in 16 bits until they are used; a table is then widened only in the rows that are read.
-
-    OpenVINO would widen each when it compiles: three times the memory, and ten times as long.
-    """
-    for node in model.get_ops():
-        if node.get_type_name() == "Convert" and node.input_value(0).get_node().get_type_name() == "Constant":
-            readers = {target.get_node().get_type_name() for target in node.output(0).get_target_inputs()}
-            if node.input_value(0).get_element_type() in NARROW and readers <= READ_NARROW:
-                node.get_rt_info()["decompression_0"] = ""  # what OpenVINO's own compression writes there
-    return model
-
-
-def _read(graph: Path) -> ov.Model:
-    model = _keep_narrow(_keep_whole_numbers(_reader().convert(_reader().load(graph))))
-    if not model.outputs:
-        raise RuntimeError("there is no graph in it")
-    return model
 
 
 def _runs_every_step(signature: Signature | None) -> bool:
@@ -239,7 +172,7 @@ class OpenVinoSession:
     def _model(self) -> ov.Model:
         """The graph itself, which is needed only where there is no kept model."""
         try:
-            model = _read(self._graph)
+            model = read(self._graph, half_convolutions=_computes_half())
         except Exception as error:  # the reader's failures have no base class of their own
             raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
         self._refuse_replaced()

@@ -6,6 +6,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
+from sana_runtime.conditioning import Condition, side_by_side
 from sana_runtime.errors import BundleError, UsageError
 from sana_runtime.prompt import INSTRUCTION, PromptRules, PromptTokens, batch, clean
 from sana_runtime.tokenizer import Tokenizer
@@ -153,3 +154,15 @@ def test_a_spoilt_prompt_json_is_refused(change):
 def test_a_prompt_json_that_is_not_an_object_is_refused(text):
     with pytest.raises(BundleError, match=r"prompt\.json"):
         PromptRules.from_json(text)
+
+
+@pytest.mark.parametrize("lengths", [(2, 26), (16,), (33, 7, 1)])
+def test_prompts_side_by_side_keep_their_rows_and_are_masked_up_to_a_multiple_of_sixteen(lengths):
+    generator = np.random.default_rng(sum(lengths))
+    conditions = [Condition(generator.standard_normal((2, 2, 1, length, 8), np.float32)) for length in lengths]
+    text_kv, mask = side_by_side(conditions)
+    assert text_kv.shape[3] == mask.shape[1] == -(-max(lengths) // 16) * 16
+    assert mask.sum(axis=1).tolist() == list(lengths)
+    for index, condition in enumerate(conditions):
+        np.testing.assert_array_equal(text_kv[:, :, index][:, :, mask[index]], condition.text_kv[:, :, 0])
+        assert not text_kv[:, :, index][:, :, ~mask[index]].any()
