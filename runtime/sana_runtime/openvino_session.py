@@ -37,7 +37,7 @@ def _core() -> ov.Core:
 
 
 @cache
-def _computes_half() -> bool:
+def computes_half() -> bool:
     """Whether this processor multiplies bfloat16 as such."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
@@ -172,7 +172,7 @@ class OpenVinoSession:
     def _model(self) -> ov.Model:
         """The graph itself, which is needed only where there is no kept model."""
         try:
-            model = read(self._graph, half_convolutions=_computes_half())
+            model = read(self._graph, half_convolutions=computes_half())
         except Exception as error:  # the reader's failures have no base class of their own
             raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
         self._refuse_replaced()
