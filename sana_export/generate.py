@@ -34,6 +34,7 @@ class Order:
     size: tuple[int, int] | None
     steps: int | None
     guidance: float | None
+    guidance_interval: tuple[float, float] | None
     negative: str | None
     seed: int | None
     solver: str | None
@@ -65,9 +66,9 @@ class Order:
         chosen: dict[str, Any] = {}
         if self.like is not None:
             recipe = read_recipe(self.like)
-            for name in ("negative", "size", "steps", "guidance", "seed", "solver"):
+            for name in ("negative", "size", "steps", "guidance", "guidance_interval", "seed", "solver"):
                 chosen[name] = getattr(recipe, name)
-        for name in ("size", "steps", "guidance", "negative", "seed", "solver", "strength"):
+        for name in ("size", "steps", "guidance", "guidance_interval", "negative", "seed", "solver", "strength"):
             if getattr(self, name) is not None:
                 chosen[name] = getattr(self, name)
         if self.image is not None:
@@ -103,7 +104,7 @@ def generate(bundle: Path, order: Order, on_step: OnOrderStep) -> Iterator[Paint
     total = len(prompts) * order.count
     _prepare([order.path(number, total) for number in range(total)])
     kept = PromptCache() if order.keep_prompts else None
-    with Pipeline.open(bundle, device=order.device, prompt_cache=kept) as pipeline:
+    with Pipeline.open(bundle, device=order.device, prompt_cache=kept, size=arguments.get("size")) as pipeline:
         for number in range(total):
             began, path = time.monotonic(), order.path(number, total)
 

@@ -11,13 +11,14 @@ from sana_runtime.errors import MemoryLimitError
 from sana_runtime.session import Arrays
 from sana_runtime.signature import Signature, TensorSpec
 
-__all__ = ["run_in_batches", "taken_at_once"]
+__all__ = ["first_batch", "run_in_batches"]
 
 
 def run_in_batches(run: RunPart, signature: Signature, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
     """The part's outputs for the whole batch."""
-    size, limit = _batch(signature, feeds)
-    if size > limit:
+    first = signature.inputs[0]
+    size = feeds[first.name].shape[_position(first)]
+    if size > _limit(signature):
         return _in_halves(run, signature, feeds)
     signature.check(feeds)
     try:
@@ -28,17 +29,17 @@ def run_in_batches(run: RunPart, signature: Signature, feeds: Mapping[str, NDArr
         return _in_halves(run, signature, feeds)
 
 
-def taken_at_once(signature: Signature, feeds: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether the part's graph takes the whole batch."""
-    size, limit = _batch(signature, feeds)
-    return size <= limit
+def first_batch(signature: Signature, size: int) -> int:
+    """How many of `size` the part is run with at first."""
+    while size > _limit(signature):
+        size -= size // 2
+    return size
 
 
-def _batch(signature: Signature, feeds: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
-    """How many there are, and how many the graph takes at once."""
+def _limit(signature: Signature) -> int:
+    """How many the graph takes at once."""
     spec = signature.inputs[0]
-    position = _position(spec)
-    return feeds[spec.name].shape[position], dict(spec.axes())[position].max
+    return dict(spec.axes())[_position(spec)].max
 
 
 def _position(spec: TensorSpec) -> int:

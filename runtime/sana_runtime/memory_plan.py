@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sana_runtime.bundle import Bundle
+from sana_runtime.manifest import Manifest
 from sana_runtime.onnx_operators import Weight, weights
 from sana_runtime.signature import COMPRESSION
 
@@ -22,6 +23,7 @@ __all__ = [
     "kept_bytes",
     "of_bundle",
     "one_at_a_time",
+    "usual_layout",
     "working_memory",
 ]
 
@@ -66,6 +68,12 @@ class Layout:
         return 0  # a prompt is short
 
 
+def usual_layout(manifest: Manifest, size: tuple[int, int] | None = None) -> Layout:
+    """One picture with the bundle's own guidance, of its own size or another."""
+    told = any(spec.name == "guidance" for spec in manifest.parts["transformer"].inputs)
+    return Layout(size or manifest.defaults.size, 1 if told or manifest.defaults.guidance <= 1 else 2)
+
+
 def working_memory(part: str, precision: str, channels: int, layout: Layout) -> int:
     """Bytes of activations for a part whose widest layer has `channels`."""
     return LIVE[precision] * channels * layout.positions(part)
@@ -104,8 +112,7 @@ def keeps_all(bundle: Bundle, available: int | None) -> bool:
 def of_bundle(bundle: Bundle, size: tuple[int, int]) -> tuple[PartMemory, ...]:
     """Every part of a bundle, for one picture of `size` with the bundle's own guidance."""
     manifest = bundle.manifest
-    told = any(spec.name == "guidance" for spec in manifest.parts["transformer"].inputs)
-    layout = Layout(size, 1 if told or manifest.defaults.guidance <= 1 else 2)
+    layout = usual_layout(manifest, size)
 
     def planned(name: str) -> PartMemory:
         held = list(weights(bundle.graph(name)))

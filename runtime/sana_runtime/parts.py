@@ -40,7 +40,10 @@ class Parts:
         return tuple(self._loaded)
 
     def expect(self, name: str, feeds: Mapping[str, NDArray[Any]] | None = None) -> None:
-        """Begin to load a part that will be run soon, if parts stay together: with feeds of these shapes, if given."""
+        """Begin to load a part that will be run soon, if parts stay together: with feeds of these shapes, if given.
+
+        A part that was expected with other shapes, and has not run, is loaded anew: it takes no memory for both.
+        """
 
         def ready() -> Session:
             session = self._load(name)
@@ -49,7 +52,8 @@ class Parts:
             return session
 
         if name not in self._loaded:
-            self._ahead.begin(name, ready)
+            shapes = tuple((key, feeds[key].shape) for key in sorted(feeds)) if feeds else None
+            self._ahead.begin(name, ready, shapes)
 
     def run(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """The outputs of part `name`; when memory runs out, once more with every other part dropped."""

@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_runtime.ahead import workers
-from sana_runtime.batches import taken_at_once
+from sana_runtime.batches import first_batch
 from sana_runtime.bundle import Bundle, open_bundle
 from sana_runtime.conditioning import Conditioner, Store
 from sana_runtime.engine_shapes import Span, engine_signature
 from sana_runtime.errors import UsageError
-from sana_runtime.guidance import Guidance
+from sana_runtime.guidance import ALWAYS, Guidance
 from sana_runtime.manifest import Defaults
 from sana_runtime.memory import available_memory
-from sana_runtime.memory_plan import keeps_all
+from sana_runtime.memory_plan import Layout, keeps_all, usual_layout
 from sana_runtime.painting import Painting
 from sana_runtime.parts import Parts
 from sana_runtime.picture import Picture, Recipe
 from sana_runtime.progress import OnStep, StepEvent
-from sana_runtime.request import Request
+from sana_runtime.request import Request, check_size
 from sana_runtime.session import Device, Session, SessionOptions, open_session
 from sana_runtime.signature import COMPRESSION, Signature
 from sana_runtime.solver import Solver, make_solver
@@ -67,12 +67,16 @@ class Pipeline:
         device: str | Mapping[str, str] = "auto",
         threads: int = 0,
         prompt_cache: "PromptCache | None" = None,
+        size: tuple[int, int] | None = None,
     ) -> "Pipeline":
         """Open a bundle; `device` is auto, a device's name, or names by part (the others are auto).
 
         With a `prompt_cache`, what prompts become is kept on the disk: painted again, they need no text encoder.
+        Parts that stay in memory are made ready from here on, for the bundle's own size (height, width) or this one.
         """
         bundle = open_bundle(Path(path))
+        signature = bundle.manifest.parts["transformer"].signature
+        check_size(size or bundle.manifest.defaults.size, signature.inputs[0])
         devices = _devices(bundle, device)
         span = None
         if any(chosen.runs_engines for chosen in devices.values()):
@@ -95,6 +99,8 @@ class Pipeline:
         parts = Parts(load, together=keeps_all(bundle, available_memory()), workers=beside)
         if kept is None:
             parts.expect("text_encoder")
+        if beside:
+            _expect(parts, signature, usual_layout(bundle.manifest, size))
         try:
             return cls(bundle, parts, devices, span, kept)
         except BaseException:
@@ -109,7 +115,7 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1000.0),
+        guidance_interval: tuple[float, float] = ALWAYS,
         seed: int = 42,
         solver: str | None = None,
         count: int = 1,
@@ -138,10 +144,7 @@ class Pipeline:
             strength=strength,
         )
         request.check(self._signatures["transformer"].inputs[0])
-        if negative and not self._guided(request):
-            raise UsageError(
-                "the negative prompt has no effect without guidance above 1; leave it out, or raise guidance"
-            )
+        self._check_guided(request)
         with self._own_turn():
             self._parts.resume()
             pictures = self._paint(request, on_step)
@@ -179,7 +182,8 @@ class Pipeline:
                 self._painter = None
 
     def _paint(self, request: Request, on_step: OnStep | None) -> list[Picture]:
-        self._expect(request)
+        layout = Layout(request.size, request.count * (2 if self._guided(request) else 1))
+        _expect(self._parts, self._signatures["transformer"], layout)
         painting = Painting(self._parts.run, self._signatures, request, self._bundle.preview, on_step)
         positive = self._conditioner.prompt(request.prompt)
         negative = self._conditioner.negative(request.negative) if self._guided(request) else None
@@ -187,20 +191,18 @@ class Pipeline:
         pixels = painting.decode(painting.denoise(positive, negative))
         return [Picture(each, self._recipe(request, i)) for i, each in enumerate(pixels)]
 
-    def _expect(self, request: Request) -> None:
-        """Begin to load what comes after the text."""
-        height, width = (side // COMPRESSION for side in request.size)
-        batch = request.count * (2 if self._guided(request) else 1)
-        signature = self._signatures["transformer"]
-        feeds = signature.example_feeds(batch=batch, height=height, width=width, rows=1)
-        self._parts.expect("transformer", feeds if taken_at_once(signature, feeds) else None)
-        for name in ("caption", "decoder"):
-            self._parts.expect(name)
-
     def _guided(self, request: Request) -> bool:
         """Whether the model is run for the negative prompt: not where it is itself told the guidance, as Sprint is."""
         told = any(spec.name == "guidance" for spec in self._signatures["transformer"].inputs)
         return request.guidance.scale > 1 and not told
+
+    def _check_guided(self, request: Request) -> None:
+        """Raise UsageError for what only guidance gives an effect, where there is none."""
+        if self._guided(request):
+            return
+        for given, what in ((request.negative, "negative prompt"), (request.guidance.narrowed, "guidance interval")):
+            if given:
+                raise UsageError(f"the {what} has no effect without guidance above 1; leave it out, or raise guidance")
 
     def _recipe(self, request: Request, index: int) -> Recipe:
         return Recipe(
@@ -214,7 +216,17 @@ class Pipeline:
             bundle=self._bundle.digest,
             device=self._device,
             version=version("sana-export"),
+            guidance_interval=request.guidance.interval,
         )
+
+
+def _expect(parts: Parts, signature: Signature, layout: Layout) -> None:
+    """Begin to load what comes after the text, the transformer with this signature for what is painted at once."""
+    height, width = (side // COMPRESSION for side in layout.size)
+    batch = first_batch(signature, layout.rows)
+    parts.expect("transformer", signature.example_feeds(batch=batch, height=height, width=width, rows=1))
+    for name in ("caption", "decoder"):
+        parts.expect(name)
 
 
 def _solver(usual: Defaults, name: str | None, steps: int | None) -> Solver:

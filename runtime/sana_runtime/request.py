@@ -12,7 +12,7 @@ from sana_runtime.noise import Noise
 from sana_runtime.signature import COMPRESSION, TensorSpec
 from sana_runtime.solver import Solver
 
-__all__ = ["Request"]
+__all__ = ["Request", "check_size"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,7 @@ class Request:
 
     def check(self, latent: TensorSpec) -> None:
         """Raise UsageError unless the bundle's latent takes this size, naming what it does take."""
-        axes = [axis for _, axis in latent.axes() if axis.name in ("height", "width")]
-        for name, pixels, axis in zip(("height", "width"), self.size, axes, strict=True):
-            allowed = axis.times(COMPRESSION, name)
-            if not allowed.accepts(pixels):
-                raise UsageError(f"{name} {pixels}: this bundle paints {allowed}; choose one of those or build another")
+        check_size(self.size, latent)
         if self.latents is not None and self.latents.shape != self.shape(latent):
             raise UsageError(f"latents are {self.latents.shape}, must be {self.shape(latent)} for this size and count")
 
@@ -56,6 +52,15 @@ class Request:
         """Where the pictures start from."""
         stream = Noise(self.seed, shape[0], shape[1:])
         return Start(stream, stream.draw() if self.latents is None else self.latents.astype(np.float32))
+
+
+def check_size(size: tuple[int, int], latent: TensorSpec) -> None:
+    """Raise UsageError unless the bundle's latent takes pictures of this size, naming what it does take."""
+    axes = [axis for _, axis in latent.axes() if axis.name in ("height", "width")]
+    for name, pixels, axis in zip(("height", "width"), size, axes, strict=True):
+        allowed = axis.times(COMPRESSION, name)
+        if not allowed.accepts(pixels):
+            raise UsageError(f"{name} {pixels}: this bundle paints {allowed}; choose one of those or build another")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import onnx_ir as ir
 import pytest
 from sana_calibration.quantise import quantise
 from sana_reference.config import PRESETS
-from sana_runtime import openvino_session
+from sana_runtime import openvino_session, pipeline
 from sana_runtime.compiled_models import SWITCH, CompiledModels, nothing_kept
 from sana_runtime.openvino_session import OpenVinoSession
+from sana_runtime.pipeline import Pipeline
 from sana_runtime.session import SessionOptions
 
 from sana_export.cache import entries, render
@@ -42,3 +43,16 @@ def test_an_int8_step_read_back_gives_the_same_numbers_for_each_size(random_mode
     monkeypatch.setattr(OpenVinoSession, "_compile", lambda *_: pytest.fail("it was compiled again"))
     for first, again in zip(compiled, velocities(), strict=True):
         np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize(("size", "sides"), [(None, (4, 4)), ((64, 96), (2, 3))])
+def test_opening_makes_the_transformer_ready_for_the_usual_size_or_the_one_that_is_told(
+    built, monkeypatch, size, sides
+):
+    path, prepared = built("sana").path, []
+    monkeypatch.setattr(pipeline, "workers", lambda threads: 2)
+    monkeypatch.setattr(OpenVinoSession, "prepare", lambda session, feeds: prepared.append(feeds["latent"].shape))
+    with Pipeline.open(path, size=size) as opened:
+        opened._parts._ahead._begun["transformer"].result()
+        assert {*opened._parts._ahead._begun} == {"text_encoder", "transformer", "caption", "decoder"}
+    assert prepared == [(2, 32, *sides)]

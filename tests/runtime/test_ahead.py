@@ -1,6 +1,7 @@
 """Parts that are loaded ahead are those that would have been loaded in turn, failures included; no thread is left."""
 
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -91,6 +92,51 @@ def test_a_part_that_fails_ahead_fails_where_it_is_needed_and_with_its_own_words
     with pytest.raises(BackendError, match=r"^decoder: broken$"):
         parts.run("decoder", FEEDS)
     assert failed_in[1:] == [threading.current_thread()]
+
+
+OTHER = {"x": np.ones(5, np.float32)}
+
+
+@pytest.mark.parametrize("state", ["waiting", "under way", "done"])
+def test_a_part_that_is_expected_for_another_size_is_made_for_that_and_the_first_is_gone(load, state):
+    parts = Parts(load, together=True, workers=1)
+    load.go.clear()
+    if state == "waiting":
+        parts.expect("decoder")
+    parts.expect("transformer", FEEDS)
+    if state == "done":
+        load.go.set()
+        parts._ahead._begun["transformer"].result()
+    first = [weakref.ref(made) for made in load.made]
+    load.made.clear()
+    parts.expect("transformer", OTHER)
+    assert [each() for each in first] == [None] * len(first)
+    load.go.set()
+    parts._ahead._begun["transformer"].result()
+    parts.run("transformer", OTHER)
+    assert load.made[-1].prepared is OTHER
+    assert load.made[-1].thread is not threading.current_thread()
+    before = {"waiting": ["decoder"], "under way": ["transformer"], "done": []}[state]
+    assert [made.name for made in load.made] == [*before, "transformer"]
+    parts.drop(keep=None)
+    assert threads() == []
+
+
+def test_a_part_that_cannot_be_made_for_the_first_size_is_made_for_the_second(load):
+    def only_five(name):
+        session = load(name)
+        if not load.made[1:]:
+            session.prepare = lambda feeds: 1 / 0
+        return session
+
+    parts = Parts(only_five, together=True, workers=1)
+    parts.expect("transformer", FEEDS)
+    parts._ahead._begun["transformer"].exception()
+    parts.expect("transformer", OTHER)
+    parts._ahead._begun["transformer"].result()
+    parts.run("transformer", OTHER)
+    assert load.made[1].prepared is OTHER
+    assert load.made[1].thread is not threading.current_thread()
 
 
 @pytest.fixture
