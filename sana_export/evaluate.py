@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,14 @@ class Settings:
     each: int
     steps: int | None = None
     guidance: float | None = None
+    guidance_interval: tuple[float, float] | None = None
     sheet: Path | None = None
     device: str = "auto"
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `Pipeline.generate`."""
+        named = {name: getattr(self, name) for name in ("steps", "guidance", "guidance_interval")}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 def evaluate(bundle: Path, settings: Settings, on_pictures: Callable[[int, int], None]) -> dict[str, evaluation.Score]:
@@ -54,9 +61,7 @@ def evaluate(bundle: Path, settings: Settings, on_pictures: Callable[[int, int],
 
 
 def _picture(pipeline: Pipeline, prompt: str, seed: int, settings: Settings) -> NDArray[np.uint8]:
-    picture = interruptible(
-        pipeline, lambda: pipeline.generate(prompt, seed=seed, steps=settings.steps, guidance=settings.guidance)
-    )
+    picture = interruptible(pipeline, lambda: pipeline.generate(prompt, seed=seed, **settings.arguments()))
     assert isinstance(picture, Picture)
     return picture.pixels
 

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from sana_runtime.errors import UsageError
 
-__all__ = ["Guidance"]
+__all__ = ["ALWAYS", "Guidance"]
+
+ALWAYS = (0.0, 1000.0)  # all timesteps, from the picture to noise
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Guidance:
     """
 
     scale: float
-    interval: tuple[float, float] = (0.0, 1000.0)
+    interval: tuple[float, float] = ALWAYS
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale < math.inf:
@@ -28,6 +30,11 @@ class Guidance:
         low, high = self.interval
         if not 0 <= low <= high <= 1000:
             raise UsageError(f"guidance interval {low}..{high}: give two timesteps from 0 to 1000, the lower one first")
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether some timesteps are left out."""
+        return tuple(self.interval) != ALWAYS
 
     def active(self, timestep: float) -> bool:
         """Whether this step needs the model's answer to the negative prompt."""

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from sana_runtime.errors import UsageError
+from sana_runtime.guidance import ALWAYS
 
 __all__ = ["Picture", "Recipe", "read_picture", "read_recipe"]
 
@@ -44,6 +45,7 @@ class Recipe:
     device: str
     version: str
     negative: str = ""
+    guidance_interval: tuple[float, float] = ALWAYS
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def _recipe(fields: Any) -> Recipe:
     if not isinstance(fields, dict):
         raise TypeError("it is not an object")
     height, width = fields.pop("size")
-    recipe = Recipe(size=(height, width), **fields)
+    low, high = fields.pop("guidance_interval", ALWAYS)  # older pictures do not tell it
+    recipe = Recipe(size=(height, width), guidance_interval=(low, high), **fields)
     for name in ("prompt", "negative", "solver", "bundle", "device", "version"):
         text = getattr(recipe, name)
         if not isinstance(text, str):
@@ -114,8 +117,9 @@ def _recipe(fields: Any) -> Recipe:
     for value in (height, width, recipe.seed, recipe.steps):
         if type(value) is not int:
             raise TypeError("size, seed and steps must be whole numbers")
-    if type(recipe.guidance) not in (int, float) or not abs(recipe.guidance) < 1e30:
-        raise TypeError("guidance is not a number")
+    for value in (recipe.guidance, low, high):
+        if type(value) not in (int, float) or not abs(value) < 1e30:
+            raise TypeError("guidance is not a number")
     return recipe
 
 

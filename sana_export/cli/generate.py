@@ -7,7 +7,7 @@ import click
 from sana_runtime.errors import UsageError
 
 from sana_export.cli.engine_progress import prepare_engines
-from sana_export.cli.options import SIZE, bundle_option, device_option, json_option
+from sana_export.cli.options import INTERVAL, SIZE, bundle_option, device_option, json_option
 from sana_export.cli.progress import Reporter
 
 __all__ = ["command"]
@@ -22,6 +22,7 @@ STAGES = {"text": (0.0, 0.05), "paint": (0.05, 0.9), "decode": (0.9, 1.0)}  # sh
 @click.option("--size", type=SIZE, help="WIDTHxHEIGHT in pixels; the bundle's own when left out.")
 @click.option("--steps", type=int, help="Solver steps.")
 @click.option("--guidance", type=float, help="How strongly the prompt is emphasised; 1 or less turns guidance off.")
+@click.option("--guidance-interval", type=INTERVAL, help="Timesteps, of 1000 (noise) to 0, that --guidance is for.")
 @click.option("--negative", help="What the picture should not show.")
 @click.option("--seed", type=int, help="Picture i of several has seed + i. [default: 42]")
 @click.option("--solver", type=click.Choice(["flow-dpm", "flow-euler", "scm"]))

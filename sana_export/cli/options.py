@@ -8,7 +8,15 @@ from typing import Any
 import click
 from sana_runtime.errors import UsageError
 
-__all__ = ["SIZE", "bundle_argument", "bundle_option", "calibration_options", "device_option", "json_option"]
+__all__ = [
+    "INTERVAL",
+    "SIZE",
+    "bundle_argument",
+    "bundle_option",
+    "calibration_options",
+    "device_option",
+    "json_option",
+]
 
 
 class Size(click.ParamType[tuple[int, int]]):
@@ -26,7 +34,23 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(match[2]), int(match[1])
 
 
+class Interval(click.ParamType[tuple[float, float]]):
+    """LOW..HIGH, as two numbers."""
+
+    name = "LOW..HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Read the option's text."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\.\.(\d+(?:\.\d+)?)", value)
+        if not match:
+            raise UsageError(f"interval {value}: give LOW..HIGH, such as 600..1000")
+        return float(match[1]), float(match[2])
+
+
 SIZE = Size()
+INTERVAL = Interval()
 
 Command = Callable[..., Any]
 

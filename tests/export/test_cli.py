@@ -60,14 +60,14 @@ OPTIONS = {
     },
     "calibrate": {"--output", "--prompts", "--samples", "--force", "--json"},
     "generate": {
-        "--bundle", "--output", "--size", "--steps", "--guidance", "--negative", "--seed", "--solver", "--count",
-        "--prompts", "--image", "--strength", "--like", "--preview", "--no-metadata", "--keep-prompts", "--device",
-        "--json",
+        "--bundle", "--output", "--size", "--steps", "--guidance", "--guidance-interval", "--negative", "--seed",
+        "--solver", "--count", "--prompts", "--image", "--strength", "--like", "--preview", "--no-metadata",
+        "--keep-prompts", "--device", "--json",
     },
     "plan": {"--precision", "--size", "--json"},
     "verify": {"--device", "--public-key", "--signature", "--require-signature", "--json"},
     "sign": {"--key", "--signature", "--json"},
-    "evaluate": {"--each", "--steps", "--guidance", "--sheet", "--device", "--json"},
+    "evaluate": {"--each", "--steps", "--guidance", "--guidance-interval", "--sheet", "--device", "--json"},
     "engine": {
         *("--target", "--sm", "--plugin", "--no-plugin", "--fused-mix-ffn"),
         *("--sizes", "--stream-weights", "--part", "--json"),
@@ -102,11 +102,14 @@ def test_a_picture_is_painted_and_only_its_path_is_on_stdout(run, bundle):
 
 
 def test_a_picture_is_repeated_from_its_own_recipe(run, bundle):
-    run("generate", "a red circle", "-b", bundle, "--steps", 3, "--seed", 7, "--negative", "blue")
+    guided = ("--negative", "blue", "--guidance-interval", "700..1000")
+    run("generate", "a red circle", "-b", bundle, "--steps", 3, "--seed", 7, *guided)
+    assert read_recipe("out.png").guidance_interval == (700, 1000)
     assert run("generate", "--like", "out.png", "-b", bundle, "-o", "again.png")[0] == 0
     assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
-    run("generate", "--like", "out.png", "-b", bundle, "-o", "other.png", "--seed", 8)
-    assert (read_picture("other.png") != read_picture("out.png")).any()
+    for option in (("--seed", 8), ("--guidance-interval", "0..1000")):
+        run("generate", "--like", "out.png", "-b", bundle, "-o", "other.png", *option)
+        assert (read_picture("other.png") != read_picture("out.png")).any()
 
 
 def test_prompts_come_from_a_file_and_pictures_are_numbered(run, bundle):
@@ -226,6 +229,9 @@ def test_the_last_bundle_built_is_used_when_none_is_named(run, bundle):
         (["generate", "x", "--steps", "0"], 2, "from 1 to 1000"),
         (["generate", "x", "--steps", "many"], 2, "valid integer"),
         (["generate", "x", "--guidance", "nan"], 2, "guidance"),
+        (["generate", "x", "--guidance-interval", "600-1000"], 2, "LOW..HIGH"),
+        (["generate", "x", "--guidance-interval", "1000..600"], 2, "the lower one first"),
+        (["generate", "x", "--guidance-interval", "600..1000", "--guidance", "1"], 2, "interval has no effect"),
         (["generate", "x", "--seed", "-1"], 2, "seed -1"),
         (["generate", "x", "--count", "0"], 2, "count 0"),
         (["generate", "x", "--strength", "0.5"], 2, "--image"),

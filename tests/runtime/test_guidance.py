@@ -4,8 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from sana_runtime.conditioning import Condition
 from sana_runtime.errors import UsageError
 from sana_runtime.guidance import Guidance
+from sana_runtime.painting import Painting
+from sana_runtime.request import Request
+from sana_runtime.signature import Sizes, signatures
+from sana_runtime.solver import FlowDpm
 
 
 def halves(seed: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
@@ -46,6 +51,21 @@ def test_guidance_computes_in_float32_when_the_model_does_not():
 )
 def test_the_negative_prompt_is_needed_inside_of_the_interval_only(guidance, timestep, active):
     assert guidance.active(timestep) is active
+
+
+@pytest.mark.parametrize(("interval", "guided"), [((0, 1000), 4), ((600, 1000), 3), ((600, 900), 2), ((0, 0), 0)])
+def test_a_step_outside_of_the_interval_runs_half_of_the_rows(interval, guided):
+    rows = []
+
+    def run(part, feeds):
+        rows.append(len(feeds["latent"]))
+        return {"velocity": feeds["latent"]}
+
+    request = Request("", "", (128, 128), Guidance(4.5, interval), seed=1, solver=FlowDpm(4, 2.0), count=2)
+    sizes = Sizes(depth=2, dim=64, text_dim=48, sample_size=4)
+    condition = Condition(np.zeros((2, 2, 1, 3, 64), np.float32))
+    Painting(run, signatures(sizes), request).denoise(condition, condition)
+    assert sorted(rows) == [2] * (4 - guided) + [4] * guided  # of two pictures
 
 
 @pytest.mark.parametrize("scale", [-0.1, math.nan, math.inf, -math.inf])

@@ -1,8 +1,12 @@
 """Picture files keep the pixels, say how they were painted, and are never half written."""
 
+import json
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from sana_runtime.errors import UsageError
 from sana_runtime.picture import Picture, Recipe, read_picture, read_recipe
 
@@ -28,6 +32,16 @@ def test_a_png_keeps_pixels_and_recipe(picture, tmp_path):
     path = picture.save(tmp_path / "out.png")
     np.testing.assert_array_equal(read_picture(path), picture.pixels)
     assert read_recipe(path) == RECIPE
+
+
+def test_a_recipe_tells_when_guidance_was_applied_and_an_older_one_that_it_always_was(picture, tmp_path):
+    narrowed = replace(RECIPE, guidance_interval=(600.0, 1000.0))
+    assert read_recipe(Picture(picture.pixels, narrowed).save(tmp_path / "new.png")) == narrowed
+    told = {name: value for name, value in asdict(RECIPE).items() if name != "guidance_interval"}
+    info = PngInfo()
+    info.add_itxt("sana-export", json.dumps(told))
+    Image.fromarray(picture.pixels).save(tmp_path / "old.png", pnginfo=info)
+    assert read_recipe(tmp_path / "old.png") == RECIPE
 
 
 def test_a_png_is_tagged_as_made_by_a_model(picture, tmp_path):
