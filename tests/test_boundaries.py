@@ -38,7 +38,7 @@ NEVER_AT_RUN_TIME = {
 DOORS = {
     "openvino": ("sana_runtime.openvino_session",),
     "onnxruntime": ("sana_runtime.onnxruntime_session",),
-    "tokenizers": ("sana_runtime.tokenizer", "sana_reference.nano"),
+    "tokenizers": ("sana_runtime.tokenizer_library", "sana_reference.nano"),
     "safetensors": ("sana_reference.checkpoint", "sana_reference.nano"),
     "huggingface_hub": ("sana_reference.checkpoint",),
     "model_signing": ("sana_export.signing",),

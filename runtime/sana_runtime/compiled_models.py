@@ -36,7 +36,7 @@ from sana_runtime.private_files import (
     signing_key,
 )
 
-__all__ = ["SWITCH", "CompiledModels", "KeptModel", "compiled_folder", "keeping", "nothing_kept", "origin"]
+__all__ = ["SWITCH", "CompiledModels", "KeptModel", "compiled_folder", "identity", "keeping", "nothing_kept", "origin"]
 
 SWITCH = "SANA_EXPORT_COMPILED"  # "off" in the environment: nothing is kept, and nothing kept is used
 MAGIC = b"SANACPU1"
@@ -83,14 +83,19 @@ def origin(graph: Path) -> str:
     """Which graph this is: the digest of its own bytes and of who its data files are.
 
     A bundle's word on the digest of its weights is not taken, or one bundle could have its model kept under another's
-    name; and reading them would take as long as is gained. A file's place, number, size and times tell it apart.
+    name; and reading them would take as long as is gained.
     """
     digest = hashlib.sha256(graph.read_bytes())
     for file in sorted(graph.parent.glob("*.data")):
-        held = file.lstat()
-        digest.update(repr((file.name, held.st_dev, held.st_ino, held.st_size)).encode())
-        digest.update(repr((held.st_mtime_ns, held.st_ctime_ns)).encode())
+        digest.update(identity(file).encode())
     return digest.hexdigest()
+
+
+def identity(file: Path) -> str:
+    """What tells a file from any other, and from what it was before: its place, number, size and times."""
+    held = file.lstat()
+    numbers = (held.st_dev, held.st_ino, held.st_size, held.st_mtime_ns, held.st_ctime_ns)
+    return repr((file.name, *numbers))
 
 
 class CompiledModels:

@@ -4,9 +4,11 @@ import json
 import random
 
 import pytest
+from sana_runtime.byte_pairs import BytePairs
 from sana_runtime.errors import BundleError, UsageError
 from sana_runtime.prompt import clean
 from sana_runtime.tokenizer import MAX_PROMPT_BYTES, Tokenizer, refuse_unusable
+from sana_runtime.tokenizer_library import LibraryTokenizer
 from transformers import AutoTokenizer
 
 MARKERS = ("<eos>", "<bos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<mask>", "<0x0A>", "<unused7>")
@@ -37,20 +39,28 @@ def generated_prompts(count: int) -> list[str]:
     return [prompt() for _ in range(count)]
 
 
-def assert_parity(folder):
-    prompts = generated_prompts(10_000)
-    ours = Tokenizer(folder / "tokenizer.json")
-    expected = AutoTokenizer.from_pretrained(folder)(prompts)["input_ids"]
+def words_of(vocabulary: list[str], count: int) -> list[str]:
+    """Prompts of any words, added tokens among them."""
+    draw = random.Random(1)
+    return [draw.choice(("", " ")).join(draw.choices(vocabulary, k=draw.randrange(9))) for _ in range(count)]
+
+
+def assert_parity(folder, engine):
+    ours, theirs = Tokenizer(folder / "tokenizer.json"), AutoTokenizer.from_pretrained(folder)
+    assert isinstance(ours._engine, engine)
+    added, words = sorted(theirs.get_added_vocab()), sorted(theirs.get_vocab())
+    prompts = generated_prompts(10_000) + words_of(words, 3000) + words_of(added + words[: len(added)], 3000)
+    expected = theirs(prompts)["input_ids"]
     actual = [ours.encode(prompt) for prompt in prompts]
     assert [prompt for prompt, a, b in zip(prompts, actual, expected, strict=True) if a != b] == []
 
 
 def test_tokens_of_a_small_tokenizer_are_those_of_transformers(tiny_tokenizer):
-    assert_parity(tiny_tokenizer)
+    assert_parity(tiny_tokenizer, LibraryTokenizer)
 
 
 def test_tokens_of_gemma_s_tokenizer_are_those_of_transformers(gemma_tokenizer):
-    assert_parity(gemma_tokenizer)
+    assert_parity(gemma_tokenizer, BytePairs)
 
 
 def test_special_ids_are_read_from_the_file(tiny_tokenizer):
