@@ -36,7 +36,7 @@ NEVER_AT_RUN_TIME = {
 }
 # Where each heavy library may be imported: modules, or packages whose every module speaks it.
 DOORS = {
-    "openvino": ("sana_runtime.openvino_session",),
+    "openvino": ("sana_runtime.openvino_session", "sana_runtime.openvino_graph"),
     "onnxruntime": ("sana_runtime.onnxruntime_session",),
     "tokenizers": ("sana_runtime.tokenizer_library", "sana_reference.nano"),
     "safetensors": ("sana_reference.checkpoint", "sana_reference.nano"),
