@@ -1,6 +1,10 @@
 """Small random models, exported once for all tests that look at them."""
 
+import hashlib
+import json
 import os
+import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -30,6 +34,7 @@ from sana_runtime.prompt import PromptRules
 from sana_runtime.tokenizer import Tokenizer
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
+from sana_export import build as building
 from sana_export.build import build
 from sana_export.export import ExportedPart, export_parts
 from sana_export.precision import Precision
@@ -77,14 +82,27 @@ def random_model() -> type[RandomModel]:
     return RandomModel
 
 
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, ExportedPart]]:
-    """A function that exports parts of a source at a precision, each combination once."""
+    """A function that exports parts of a source at a precision, each combination once for all workers."""
+    root = shared_root(tmp_path_factory)
 
     @cache
     def exported(source: Any, precision: str, parts: tuple[str, ...], prefix: tuple[int, ...] = (2, 5, 6, 7)) -> Any:
-        folder = tmp_path_factory.mktemp("parts")
-        return export_parts(source, folder, Precision(precision), parts=parts, prefix=prefix)
+        key = hashlib.sha256(repr((source, precision, parts, prefix)).encode()).hexdigest()[:16]
+        folder = root / f"parts-{key}"
+        with FileLock(root / f"{folder.name}.lock"):
+            done = root / f"{folder.name}.pickle"
+            if not done.exists():
+                made = export_parts(source, folder, Precision(precision), parts=parts, prefix=prefix)
+                done.write_bytes(pickle.dumps(made))
+            return pickle.loads(done.read_bytes())
 
     return exported
 
@@ -120,14 +138,12 @@ class Written:
 
 
 @pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Written:
+def written(built: Callable[[str], "Built"]) -> Written:
     """A `save_pretrained` folder of a pipeline with random weights, small in every part."""
-    folder = tmp_path_factory.mktemp("sana") / "pipeline"
-    pipeline = small_pipeline(tiny_tokenizer)
-    pipeline.save_pretrained(folder)
-    checkpoint = load_checkpoint(folder)
+    sana = built("sana")
+    checkpoint = load_checkpoint(sana.folder)
     tokenizer = Tokenizer(checkpoint.tokenizer)
-    return Written(folder, pipeline, checkpoint, tokenizer, PromptRules.derive(tokenizer))
+    return Written(sana.folder, sana.pipeline, checkpoint, tokenizer, PromptRules.derive(tokenizer))
 
 
 def small_pipeline(tokenizer_folder: Path, *, sprint: bool = False) -> Any:
@@ -176,21 +192,55 @@ class Built:
     folder: Path
     pipeline: Any
 
+    @property
+    def changes(self) -> dict[str, int]:
+        """How much each pass changed in all the parts that the build exported."""
+        changes: dict[str, int] = json.loads(self.path.with_name(f"{self.path.name}.changes").read_text())
+        return changes
+
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Callable[[str], Built]:
     """A function that builds the fp32 bundle of a small "sana" or "sprint" pipeline; all workers share one."""
-    base = tmp_path_factory.getbasetemp()
-    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    root = shared_root(tmp_path_factory)
 
     @cache
     def bundle(kind: str) -> Built:
-        folder, path = root / f"{kind}-pipeline", root / f"{kind}-bundle"
         pipeline = small_pipeline(tiny_tokenizer, sprint=kind == "sprint")
+        made = Built(root / f"{kind}-bundle", root / f"{kind}-pipeline", pipeline)
         with FileLock(root / f"{kind}.lock"):
-            if not path.exists():
-                pipeline.save_pretrained(folder)
-                build(folder, path, Precision.FP32)
-        return Built(path, folder, pipeline)
+            if not made.path.exists():
+                pipeline.save_pretrained(made.folder)
+                if kind == "sprint":
+                    take_what_is_alike(bundle("sana"), made)
+                build_noting_changes(made)
+        return made
 
     return bundle
+
+
+def build_noting_changes(made: Built) -> None:
+    """Build the bundle, and write beside it what the passes did."""
+    changes: dict[str, int] = {}
+
+    def exporting(*arguments: Any, **options: Any) -> dict[str, ExportedPart]:
+        exported = export_parts(*arguments, **options)
+        for report in (report for part in exported.values() for report in part.passes):
+            changes[report.name] = changes.get(report.name, 0) + report.changes
+        return exported
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "export_parts", exporting)
+        build(made.folder, made.path, Precision.FP32, resume=True)
+    made.path.with_name(f"{made.path.name}.changes").write_text(json.dumps(changes))
+
+
+def take_what_is_alike(other: Built, made: Built) -> None:
+    """Let the build of `made` go on from parts of `other` whose weights are the same, as from its own."""
+    work = building._work_folder(made.path, load_checkpoint(made.folder), Precision.FP32, keep=True)
+    for network, parts in {"text_encoder": ["text_encoder"], "vae": ["decoder", "encoder"]}.items():
+        ours, theirs = (list((each.folder / network).iterdir()) for each in (made, other))
+        assert sorted(file.name for file in ours) == sorted(file.name for file in theirs)
+        assert all(file.read_bytes() == (other.folder / network / file.name).read_bytes() for file in ours)
+        for file in (file for part in parts for file in other.path.glob(f"{part}.*")):
+            shutil.copyfile(file, work / file.name)
