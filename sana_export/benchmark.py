@@ -101,14 +101,13 @@ def render(found: dict[str, Any]) -> str:
 def _part(bundle: Bundle, name: str, settings: Settings) -> Measured:
     """One graph, fed as a guided picture feeds it."""
     part = bundle.manifest.parts[name]
-    half = part.precision in ("bf16", "fp16")
     device = Device.CPU if settings.device == "auto" else Device(settings.device)
     feeds = part.signature.example_feeds(**_sizes(bundle.manifest, name, settings))
     part.signature.check(feeds)
     before = _resident_bytes()
 
     def load() -> Session:
-        options = SessionOptions(half_products=half, signature=part.signature)
+        options = SessionOptions(part.half_products, part.int8_convolutions, signature=part.signature)
         return open_session(bundle.graph(name), device, options)
 
     session, seconds = _timed(load)

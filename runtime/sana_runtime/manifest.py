@@ -19,6 +19,7 @@ from sana_runtime.strict import dump as canonical
 
 __all__ = [
     "FORMAT",
+    "INT8_CONVOLUTIONS",
     "MANIFEST",
     "Defaults",
     "FileEntry",
@@ -69,6 +70,10 @@ class Source:
     licence_files: Annotated[tuple[Annotated[str, LICENCE], ...], Length(0, 20)] = ()
 
 
+INT8_CONVOLUTIONS = "+int8-convolutions"
+"""At the end of a scheme: OpenVINO may compute the graph's residual convolutions in INT8; others run it as it is."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One graph: what it takes and gives, how precisely it computes, where its weights come from."""
@@ -87,6 +92,16 @@ class Part:
     def signature(self) -> Signature:
         """Inputs and outputs, as the runtime checks them."""
         return Signature(self.file.removesuffix(".onnx"), self.inputs, self.outputs)
+
+    @property
+    def half_products(self) -> bool:
+        """Whether an engine may multiply in 16 bits."""
+        return self.precision in ("bf16", "fp16")
+
+    @property
+    def int8_convolutions(self) -> bool:
+        """Whether OpenVINO may compute residual convolutions in INT8."""
+        return self.scheme.endswith(INT8_CONVOLUTIONS)
 
 
 @dataclass(frozen=True)

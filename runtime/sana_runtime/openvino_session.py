@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sana_runtime.compiled_models import CompiledModels, keeping, origin
 from sana_runtime.errors import BackendError, MemoryLimitError, SanaError
 from sana_runtime.onnx_guard import guard
+from sana_runtime.openvino_convolutions import round_convolutions
 from sana_runtime.openvino_graph import ov, read
 from sana_runtime.rules import printable
 from sana_runtime.session import Arrays, Interrupted, SessionOptions, contiguous
@@ -86,6 +87,7 @@ class OpenVinoSession:
         self._name = graph.name
         self._signature = options.signature if _runs_every_step(options.signature) else None
         self._properties = _properties(options)
+        self._int8_convolutions = options.int8_convolutions
         self._requests: dict[Shapes, ov.InferRequest] = {}
         self._mapped: dict[Shapes, NDArray[np.uint8]] = {}  # what models that were read back stand on
         self._running = threading.Event()
@@ -173,6 +175,8 @@ class OpenVinoSession:
         """The graph itself, which is needed only where there is no kept model."""
         try:
             model = read(self._graph, half_convolutions=computes_half())
+            if self._int8_convolutions:
+                round_convolutions(model)
         except Exception as error:  # the reader's failures have no base class of their own
             raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
         self._refuse_replaced()
@@ -193,6 +197,7 @@ class OpenVinoSession:
             "library": f"openvino {ov.get_version()}, recipe {RECIPE}",
             "machine": repr(machine),
             "properties": self._properties,
+            "int8_convolutions": self._int8_convolutions,
         }
 
     def _compile(self, shapes: Shapes) -> ov.CompiledModel:

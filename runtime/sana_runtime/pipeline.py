@@ -90,8 +90,7 @@ class Pipeline:
 
                 return open_engine(bundle, name, devices[name], span)
             part = bundle.manifest.parts[name]
-            half = part.precision in ("bf16", "fp16")
-            options = SessionOptions(half_products=half, threads=threads, signature=part.signature)
+            options = SessionOptions(part.half_products, part.int8_convolutions, threads, part.signature)
             return open_session(bundle.graph(name), devices[name], options)
 
         kept = _kept(prompt_cache, bundle, devices, threads)

@@ -58,6 +58,7 @@ class SessionOptions:
     """How a graph is run."""
 
     half_products: bool = False  # bf16 matrix products are allowed: the part is 16-bit float by its manifest
+    int8_convolutions: bool = False  # residual convolutions are INT8 where that is faster: its scheme says so
     threads: int = 0  # 0: the library chooses
     signature: Signature | None = None  # with it, a graph may be compiled for the sizes that come
 
