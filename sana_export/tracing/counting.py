@@ -1,6 +1,7 @@
 """How many numbers each part holds, from sizes alone: no weight is read."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -53,16 +54,14 @@ def count_numbers(sizes: Described, prefix_tokens: int) -> dict[str, int]:
     networks = _networks(sizes)
     transformer = {name: tensor.numel() for name, tensor in networks["transformer"].named_parameters()}
     caption = sum(count for name, count in transformer.items() if any(mark in name for mark in ONCE_A_PROMPT))
-    autoencoder = networks["autoencoder"]
-    assert isinstance(autoencoder, Autoencoder)
     text = sizes.text_config
     memory = text.depth * 2 * text.kv_heads * prefix_tokens * text.head_dim + text.dim
     return {
         "text_encoder": _count(networks["text_encoder"]) + memory,
         "caption": caption,
         "transformer": sum(transformer.values()) - caption,
-        "decoder": _count(upsample_in_phases(autoencoder.decoder)),
-        "encoder": _count(autoencoder.encoder),
+        "decoder": _count(networks["decoder_in_phases"]),
+        "encoder": _count(networks["encoder"]),
     }
 
 
@@ -99,16 +98,10 @@ def count_tables(sizes: Described, prefix_tokens: int) -> dict[str, Tables]:
 def count_narrowed(sizes: Described) -> dict[str, int]:
     """Of every part, the numbers that `narrow_weights` stores in fewer bits where it is asked to."""
     networks = _networks(sizes)
-    autoencoder = networks["autoencoder"]
-    assert isinstance(autoencoder, Autoencoder)
-    modules = {
-        "text_encoder": networks["text_encoder"],
-        "decoder": upsample_in_phases(autoencoder.decoder),
-        "encoder": autoencoder.encoder,
-    }
+    modules = {"text_encoder": "text_encoder", "decoder": "decoder_in_phases", "encoder": "encoder"}
     return {
-        part: sum(w.numel() for w in module.parameters() if w.dim() >= 2 and w.numel() >= SMALLEST)
-        for part, module in modules.items()
+        part: sum(w.numel() for w in networks[name].parameters() if w.dim() >= 2 and w.numel() >= SMALLEST)
+        for part, name in modules.items()
     }
 
 
@@ -138,23 +131,29 @@ def count_looked_up(sizes: Described) -> int:
 def count_operations(sizes: Described) -> dict[str, int]:
     """Layers of every part, which the time to trace it grows with."""
     networks = _networks(sizes)
-    autoencoder = networks["autoencoder"]
-    assert isinstance(autoencoder, Autoencoder)
     return {
         "text_encoder": _leaves(networks["text_encoder"]),
         "caption": 3 + 2 * sizes.config.depth,
         "transformer": _leaves(networks["transformer"]),
-        "decoder": _leaves(autoencoder.decoder),
-        "encoder": _leaves(autoencoder.encoder),
+        "decoder": _leaves(networks["decoder"]),
+        "encoder": _leaves(networks["encoder"]),
     }
 
 
 def _networks(sizes: Described) -> dict[str, nn.Module]:
+    return _without_weights(sizes.config, sizes.autoencoder_config, sizes.text_config)
+
+
+@lru_cache(maxsize=2)  # a plan counts a dozen times; making the modules of full size takes longer than all its counts
+def _without_weights(config: SanaConfig, halves: AutoencoderConfig, text: TextConfig) -> dict[str, nn.Module]:
     with torch.device("meta"):
+        autoencoder = Autoencoder(halves)
         return {
-            "text_encoder": TextEncoder(sizes.text_config),
-            "transformer": SanaTransformer(sizes.config),
-            "autoencoder": Autoencoder(sizes.autoencoder_config),
+            "text_encoder": TextEncoder(text),
+            "transformer": SanaTransformer(config),
+            "encoder": autoencoder.encoder,
+            "decoder": autoencoder.decoder,
+            "decoder_in_phases": upsample_in_phases(Autoencoder(halves).decoder),
         }
 
 
