@@ -23,7 +23,7 @@ types: .venv/.dev
 	$(BIN)/mypy
 
 tests: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 gpu: .venv/.dev
 	$(BIN)/python bench/gpu_suite.py

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,29 @@ def _stay_here(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_stay_here)
+
+LONGEST = (
+    "export/test_build.py",  # its bundle is what most of the others open
+    "export/test_engines.py",  # this and the next one need no bundle, so nobody waits for the first
+    "export/test_agreement.py",
+    "export/test_chain.py",
+    "export/test_plan.py",
+    "export/test_half_everywhere.py",
+    "export/test_engine_fused.py",
+    "export/test_side_by_side.py",
+    "plugins/test_compilation.py",
+    "plugins/test_tensorrt_launches.py",
+    "export/test_tables.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long first, then those of many tests: a worker that ends early takes the next file."""
+    sizes = Counter(item.path for item in items)
+    places = {(Path(__file__).parent / name).resolve(strict=True): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path, len(places)), -sizes[item.path]))
+
+
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")  # ids 0 to 3, as Gemma has them
 MARKERS = ("<mask>", "<start_of_turn>", "<end_of_turn>")
 LINES = (INSTRUCTION, "a cat on the mat, a red circle above two red squares; ein grünes Haus, 一只红色的猫")

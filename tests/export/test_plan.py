@@ -11,7 +11,7 @@ from sana_calibration.products import chosen
 from sana_calibration.quantise import quantise
 from sana_calibration.weight_only import quantise_weights
 from sana_reference.checkpoint import load_checkpoint
-from sana_reference.config import DC_AE_F32C32, PRESETS, TextConfig
+from sana_reference.config import AUTOENCODERS, DC_AE_F32C32, PRESETS, TextConfig
 from sana_runtime.errors import MemoryLimitError
 from sana_runtime.memory_plan import GRAPH, LIBRARIES, Layout, PartMemory, all_loaded, one_at_a_time, working_memory
 
@@ -23,6 +23,7 @@ from sana_export.tracing.counting import count_products
 
 Described = namedtuple("Described", "config autoencoder_config text_config")
 FULL = Described(PRESETS["sana-600m"], DC_AE_F32C32, TextConfig())
+BOTH_BLOCKS = replace(AUTOENCODERS["tiny"], attention_stages=1)  # residual blocks and, in the last stage, attention
 PREFIX_MEMORY = 26 * 2 * 4 * 207 * 256 + 2304
 UP_KERNELS = (
     1024 * 1024 + 1024 * 512 + 512 * 512 + 512 * 256 + 256 * 128
@@ -103,8 +104,7 @@ def test_the_plan_of_memory_is_near_what_was_measured(part, weights, measured):
     assert weights + working_memory(*part) == pytest.approx(measured, rel=0.15)
 
 
-def small_plan(random_model, *arguments):
-    model = random_model()
+def small_plan(model, *arguments):
     sizes = Described(model.config, model.autoencoder_config, model.text_config)
     return sizes, plan(sizes, Precision.INT8, *arguments, prefix_tokens=4)
 
@@ -114,7 +114,7 @@ def held(model):
 
 
 def test_int8_foresees_the_products_that_calibration_finds_and_their_bytes(export, random_model):
-    sizes, planned = small_plan(random_model)
+    sizes, planned = small_plan(random_model())
     part = export(random_model(), "int8", ("transformer",))["transformer"]
     model = ir.load(part.graph)
     before, found = held(model), chosen(model)
@@ -129,7 +129,7 @@ def test_int8_foresees_the_products_that_calibration_finds_and_their_bytes(expor
 
 
 def test_the_text_encoder_in_int8_is_foreseen_table_and_all(export, random_model):
-    planned = next(each for each in small_plan(random_model)[1].parts if each.name == "text_encoder")
+    planned = next(each for each in small_plan(random_model())[1].parts if each.name == "text_encoder")
     model = ir.load(export(random_model(), "int8", ("text_encoder",))["text_encoder"].graph)
     widen_weights(model)
     quantise_weights(model)
@@ -138,8 +138,9 @@ def test_the_text_encoder_in_int8_is_foreseen_table_and_all(export, random_model
 
 @pytest.mark.parametrize("part", ["decoder", "encoder"])
 def test_what_stays_float_in_an_int8_bundle_is_foreseen_in_its_narrow_type(export, random_model, part):
-    planned = next(each for each in small_plan(random_model)[1].parts if each.name == part)
-    written = held(ir.load(export(random_model(), "int8", (part,))[part].graph))
+    model = random_model(autoencoder_config=BOTH_BLOCKS)
+    planned = next(each for each in small_plan(model)[1].parts if each.name == part)
+    written = held(ir.load(export(model, "int8", (part,))[part].graph))
     assert planned.bytes == pytest.approx(written, rel=0.03)
 
 
