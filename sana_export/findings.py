@@ -9,6 +9,7 @@ from sana_calibration.quantise import Quantised
 from sana_calibration.sensitivity import Effects, Verdict
 from sana_runtime.bundle import Bundle
 
+from sana_export.decoder_trial import DecoderTrial
 from sana_export.plans import Plans
 from sana_export.speed import Speed
 from sana_export.text_trial import TextTrial
@@ -42,6 +43,7 @@ class Findings:
     float_bytes: int  # of the transformer, if its weights were 16-bit floats
     int8_bytes: int
     text: TextTrial | None  # None where the transformer alone fails the gate
+    decoder: DecoderTrial
 
     @property
     def shipped(self) -> bool:

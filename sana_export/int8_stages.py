@@ -24,6 +24,7 @@ from sana_runtime.bundle import Bundle
 from sana_runtime.progress import Clock
 from sana_runtime.signature import COMPRESSION
 
+from sana_export.decoder_trial import DECODER, DecoderTrial, try_decoder
 from sana_export.evidence import pack, unpack
 from sana_export.passes.narrow_weights import narrow_weights
 from sana_export.plans import Plans
@@ -155,6 +156,18 @@ class Calibration:
         if trial.shipped:
             write_text(self._bundle, graph)
         return trial
+
+    def decoder(self) -> DecoderTrial:
+        """What INT8 convolutions do to the decoder."""
+        files = self._bundle.manifest.files
+        file, key = self._kept("decoder", [(name, files[name].sha256) for name in sorted(files) if DECODER in name])
+        found = recall(file, key)
+        if found is None:
+            self._unload(self._source)
+            self._tell("decoder", 0.0, "trying INT8 convolutions in the decoder")
+            found = asdict(try_decoder(self._bundle))
+            remember(file, key, found)
+        return DecoderTrial(tuple(found["psnrs"]))
 
     def _record(self) -> Mapping[str, Any]:
         graph = self._places.scratch / "recording.onnx"

@@ -16,6 +16,7 @@ from sana_runtime.manifest import Manifest
 from sana_runtime.publish import publishing
 
 from sana_export.cache import cache_folder
+from sana_export.decoder_trial import DECODER
 from sana_export.findings import NARROW, Findings, Outcome
 from sana_export.int8_stages import Calibration, Places
 from sana_export.plans import Plans, make_plans
@@ -37,7 +38,8 @@ SHARES = {
     "sensitivity": (0.45, 0.7),
     "gate": (0.7, 0.85),
     "speed": (0.85, 0.87),
-    "text": (0.87, 0.95),
+    "text": (0.87, 0.94),
+    "decoder": (0.94, 0.95),
 }
 LATER = (0.95, 1.0)
 
@@ -139,6 +141,7 @@ def _find(calibration: Calibration, bundle: Bundle, plans: Plans, settings: Int8
         float_bytes=graph_bytes(bundle.graph("transformer")) // 2,
         int8_bytes=graph_bytes(calibration.transformer),
         text=text,
+        decoder=calibration.decoder(),
     )
 
 
@@ -179,13 +182,15 @@ def _manifest(findings: Findings) -> Manifest:
     if findings.text is not None and findings.text_shipped:
         left = dict.fromkeys(findings.text.quantised.left, NARROW)
         text = replace(text, scheme=TEXT_SCHEME, kept_float=left)
+    decoder = manifest.parts[DECODER]
+    decoder = replace(decoder, scheme=findings.decoder.scheme(decoder.scheme))
     transformer = replace(manifest.parts["transformer"], kept_float=findings.kept_float)
     if findings.shipped:
         transformer = replace(transformer, precision="int8", scheme=SCHEME)
     return replace(
         manifest,
         precision="int8",
-        parts={**manifest.parts, "transformer": transformer, PART: text},
+        parts={**manifest.parts, "transformer": transformer, PART: text, DECODER: decoder},
         golden=tuple(replace(record, least_psnr=FORCED_PSNR) for record in manifest.golden),  # until it is replayed
         waived=findings.complaints if findings.shipped else (),
     )

@@ -12,6 +12,7 @@ from sana_calibration.gate import Limits
 from sana_calibration.quantise import SCHEME
 from sana_runtime.manifest import Manifest
 
+from sana_export.decoder_trial import DECODER
 from sana_export.evidence import png
 from sana_export.findings import Findings
 from sana_export.report_page import page
@@ -25,7 +26,6 @@ LOUDER = 8  # times that differences are shown
 
 WHY_FLOAT = {
     "caption": "stays float, as in the paper: keys and values of the cross-attention, once a prompt",
-    "decoder": "stays float: INT8 convolutions are faster in OpenVINO alone, see docs/calibration.md",
     "encoder": "stays float: it has the decoder's layers, and only repainting uses it",
 }
 
@@ -134,6 +134,8 @@ def _parts(manifest: Manifest, findings: Findings) -> list[dict[str, Any]]:
 
 
 def _scheme(findings: Findings, part: str, usual: str) -> str:
+    if part == DECODER:
+        return findings.decoder.scheme(usual)
     shipped = {"transformer": findings.shipped and SCHEME, PART: findings.text_shipped and TEXT_SCHEME}
     return shipped.get(part) or usual
 
@@ -141,7 +143,8 @@ def _scheme(findings: Findings, part: str, usual: str) -> str:
 def _verdict(findings: Findings, part: str) -> str:
     if part == PART:
         return findings.text.verdict if findings.text else "stays float: the transformer alone fails the gate"
-    return verdict_of(findings) if part == "transformer" else WHY_FLOAT[part]
+    told = {"transformer": verdict_of(findings), DECODER: findings.decoder.verdict}
+    return told.get(part) or WHY_FLOAT[part]
 
 
 def _text(findings: Findings) -> dict[str, Any] | None:

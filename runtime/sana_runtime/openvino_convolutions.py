@@ -30,7 +30,7 @@ def _keeps_channels(node: ov.Node) -> bool:
     if node.get_type_name() != "Convolution" or _stored(node) is None:
         return False
     outputs, inputs, *sides = node.input_value(1).get_shape()
-    return outputs == inputs and sides == [3, 3]
+    return bool(outputs == inputs and sides == [3, 3])
 
 
 def _stored(node: ov.Node) -> ov.Node | None:

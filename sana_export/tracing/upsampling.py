@@ -1,5 +1,7 @@
 """Doubling of size for engines: four small convolutions instead of one on a picture blown up first."""
 
+from typing import Any
+
 import torch
 from sana_reference.autoencoder import Decoder
 from sana_reference.autoencoder_blocks import Upsample
@@ -49,10 +51,11 @@ def interleave(phases: Tensor) -> Tensor:
     batch, channels, height, width = phases.shape
     if torch.compiler.is_exporting():
         size = (batch, channels // 4, 2 * height, 2 * width)
-        attributes: dict[str, int | str] = {"blocksize": 2, "mode": "DCR"}
+        attributes: dict[str, Any] = {"blocksize": 2, "mode": "DCR"}
         result: Tensor = torch.onnx.ops.symbolic("DepthToSpace", (phases,), attributes, dtype=phases.dtype, shape=size)
         return result
-    return phases.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+    apart = torch.unflatten(phases, 1, (2, 2, -1))  # (B, row, column, O, H, W)
+    return apart.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
 
 
 def halves(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from sana_runtime.errors import BusyError, QualityError, UsageError
 from sana_runtime.pipeline import Pipeline
 from sana_runtime.session import open_session
 
-from sana_export import int8_stages, plans, quantising
+from sana_export import decoder_trial, int8_stages, plans, quantising
 from sana_export.cli.main import main
 from sana_export.findings import NO_GAIN
 from sana_export.quantising import Int8Settings, calibrate
@@ -26,7 +26,7 @@ from sana_export.replay import psnr, verify
 from sana_export.speed import Speed, measure_speed
 
 PROMPTS = '"a cat on the mat"\n{"captions": ["a <b>bold</b> & red circle", "a circle"], "scores": [1, 0]}\n""\n'
-STAGES = ("record", "smooth", "sensitivity", "gate", "speed", "text", "verify")
+STAGES = ("record", "smooth", "sensitivity", "gate", "speed", "text", "decoder", "verify")
 FAST, SLOW = (Speed(10.0, taken, 7, (2, 32, 4, 4), "engine", 2) for taken in (5.0, 11.0))
 
 
@@ -122,6 +122,7 @@ def test_the_manifest_names_the_scheme_of_every_part_and_what_stayed_float(float
     assert {name: part.scheme for name, part in manifest.parts.items() if part.scheme != "float32"} == {
         "transformer": "int8-channel-token",
         "text_encoder": "int8-weights",
+        "decoder": "float32+int8-convolutions",
     }
     assert {"patch", "out"} <= set(manifest.parts["transformer"].kept_float)
     graph = onnx.load(int8_bundle.graph("transformer"), load_external_data=False).graph
@@ -152,7 +153,7 @@ def test_every_part_has_a_verdict_and_a_text_encoder_of_int8_weights_is_judged_b
     verdicts = {each["part"]: each["verdict"] for each in report["parts"]}
     assert verdicts.keys() == int8_bundle.manifest.parts.keys()
     assert verdicts["text_encoder"].endswith(": shipped")
-    assert verdicts["decoder"].startswith("stays float: INT8 convolutions")
+    assert re.fullmatch(r"INT8 convolutions in OpenVINO: pictures [\d.]+ dB from fp32's: used", verdicts["decoder"])
     text = report["text_encoder"]
     files = [int8_bundle.manifest.files[f"text_encoder.{kind}"].size for kind in ("onnx", "data")]
     assert text["int8_bytes"] == sum(files)
@@ -181,6 +182,18 @@ def test_a_text_encoder_that_spoils_pictures_stays_float(
     (verdict,) = (each["verdict"] for each in report["parts"] if each["part"] == "text_encoder")
     assert "stays float, median PSNR 20, required 32" in verdict
     assert report["gate"]["passed"], "the transformer is shipped without it"
+
+
+def test_a_decoder_that_int8_convolutions_spoil_stays_float(
+    float_bundle, int8_bundle, settings, home, tmp_path, monkeypatch
+):
+    assert int8_bundle.manifest.parts["decoder"].int8_convolutions
+    monkeypatch.setattr(decoder_trial, "LEAST_PSNR", 98.0)
+    made = calibrate(float_bundle.path, tmp_path / "bundle", settings)
+    assert made.manifest.parts["decoder"] == float_bundle.manifest.parts["decoder"]
+    report = json.loads(made.file("report.json").read_text())
+    (verdict,) = (each["verdict"] for each in report["parts"] if each["part"] == "decoder")
+    assert verdict.endswith("stays float, as 98 are asked for")
 
 
 def test_the_page_is_one_file_without_script_that_shows_pictures_and_escapes_prompts(int8_bundle):
