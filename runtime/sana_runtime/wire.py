@@ -70,6 +70,8 @@ class Walker:
 
 def varint(message: memoryview, position: int) -> tuple[int, int]:
     """The number that starts at `position`, and where it ends."""
+    if position < len(message) and message[position] < 128:  # nearly all are so short
+        return message[position], position + 1
     number = 0
     for shift in range(0, 70, 7):
         if position >= len(message):
