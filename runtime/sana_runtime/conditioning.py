@@ -13,7 +13,7 @@ from sana_runtime.prompt import PromptRules, PromptTokens, TextInputs, batch
 from sana_runtime.session import Arrays
 from sana_runtime.tokenizer import Tokenizer
 
-__all__ = ["Condition", "Conditioner", "Store", "side_by_side"]
+__all__ = ["Condition", "Conditioner", "Kept", "Store", "side_by_side"]
 
 ROWS_AT_ONCE = 16  # of text: engines multiply so many numbers together, and what is left over one by one
 
@@ -28,6 +28,19 @@ class Store(Protocol):
 
     def store(self, key: str, array: NDArray[Any]) -> None:
         """Keep `array` under `key`."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where prompts outlive the process, what tells these text parts from others there, and which prompts do."""
+
+    store: Store
+    source: str
+    every: bool = True  # or the empty one alone, which tells nothing of its user
+
+    def keeps(self, tokens: PromptTokens) -> bool:
+        """Whether this prompt is kept."""
+        return self.every or not tokens.ids
 
 
 @dataclass(frozen=True)
@@ -61,14 +74,13 @@ class Conditioner:
         rules: PromptRules,
         *,
         cache_bytes: int = 256 << 20,
-        kept: tuple[Store, str] | None = None,
+        kept: Kept | None = None,
     ) -> None:
-        """`kept` is where prompts stay for later runs, and what tells the text parts from others there."""
+        """`kept` says which prompts stay for later runs, and where."""
         self._run = run
         self._tokenizer = tokenizer
         self._rules = rules
-        self._store: Store | None = kept[0] if kept else None
-        self._source = kept[1] if kept else ""
+        self._on_disk = kept
         self._kept: OrderedDict[PromptTokens, Condition] = OrderedDict()
         self._budget = cache_bytes
         self._lock = threading.Lock()
@@ -96,14 +108,15 @@ class Conditioner:
     def _encode(self, tokens: PromptTokens) -> Condition:
         """The condition, read from the store where that has one of the right shape."""
         inputs = batch([tokens])
-        if self._store is None:
+        kept = self._on_disk
+        if kept is None or not kept.keeps(tokens):
             return self._compute(inputs)
-        key, rows = f"{self._source} {tokens}", int(inputs.row_mask.sum())
-        found = self._store.load(key)
+        key, rows = f"{kept.source} {tokens}", int(inputs.row_mask.sum())
+        found = kept.store.load(key)
         if found is not None and found.ndim == 5 and found.shape[2:4] == (1, rows) and found.dtype.kind == "f":
             return Condition(found)
         made = self._compute(inputs)
-        self._store.store(key, made.text_kv)
+        kept.store.store(key, made.text_kv)
         return made
 
     def _compute(self, inputs: TextInputs) -> Condition:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from sana_runtime.ahead import workers
 from sana_runtime.batches import first_batch
 from sana_runtime.bundle import Bundle, open_bundle
-from sana_runtime.conditioning import Conditioner, Store
+from sana_runtime.compiled_models import keeping
+from sana_runtime.conditioning import Conditioner, Kept
 from sana_runtime.engine_shapes import Span, engine_signature
 from sana_runtime.errors import UsageError
 from sana_runtime.guidance import ALWAYS, Guidance
@@ -45,11 +46,11 @@ class Pipeline:
         parts: Parts,
         devices: Mapping[str, Device],
         span: Span | None = None,
-        kept: tuple[Store, str] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """`span` is what the engines take, where there are any and they take less than all that the bundle paints.
 
-        `kept` is where prompts stay for later runs, and what tells this bundle's from others.
+        `kept` says which prompts stay for later runs, and where.
         """
         self._bundle = bundle
         self._parts = parts
@@ -96,7 +97,7 @@ class Pipeline:
         kept = _kept(prompt_cache, bundle, devices, threads)
         beside = workers(threads) if set(devices.values()) == {Device.CPU} else 0  # others' libraries may mind threads
         parts = Parts(load, together=keeps_all(bundle, available_memory()), workers=beside)
-        if kept is None:
+        if prompt_cache is None:
             parts.expect("text_encoder")
         if beside:
             _expect(parts, signature, usual_layout(bundle.manifest, size))
@@ -237,14 +238,16 @@ def _solver(usual: Defaults, name: str | None, steps: int | None) -> Solver:
 
 def _kept(
     prompt_cache: "PromptCache | None", bundle: Bundle, devices: Mapping[str, Device], threads: int
-) -> tuple[Store, str] | None:
-    """The cache, ready, and what is this bundle's in it."""
-    if prompt_cache is None:
+) -> Kept | None:
+    """The cache, ready; without one the empty prompt alone is kept, beside the compiled models."""
+    if prompt_cache is None and not keeping():
         return None
-    from sana_runtime.prompt_cache import text_source
+    from sana_runtime.prompt_cache import empty_prompts, text_source
 
-    prompt_cache.prepare()
-    return prompt_cache, text_source(bundle, devices, threads)
+    if prompt_cache is not None:
+        prompt_cache.prepare()
+    source = text_source(bundle, devices, threads)
+    return Kept(prompt_cache or empty_prompts(), source, every=prompt_cache is not None)
 
 
 def _devices(bundle: Bundle, device: str | Mapping[str, str]) -> dict[str, Device]:

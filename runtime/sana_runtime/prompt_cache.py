@@ -22,15 +22,16 @@ import platformdirs
 from numpy.typing import NDArray
 
 from sana_runtime.bundle import Bundle
-from sana_runtime.compiled_models import origin
+from sana_runtime.compiled_models import compiled_folder, origin
 from sana_runtime.errors import BackendError, MemoryLimitError
 from sana_runtime.private_files import by_use, make_private, make_room, open_private, remove, replace_private
 from sana_runtime.session import Device
 
-__all__ = ["PromptCache", "prompt_folder", "text_source"]
+__all__ = ["PromptCache", "empty_prompts", "prompt_folder", "text_source"]
 
 LIMIT = 1 << 30  # bytes: about 150 prompts of 20 words for Sana-0.6B
 DIGEST_BYTES = 32
+FEW = 16 << 20  # bytes: the empty prompt of about sixty text encoders
 PATTERN = "*.npy"
 TEXT_PARTS = ("text_encoder", "caption")
 ENGINES = (  # of which any may be installed; numbers differ a little from version to version
@@ -46,6 +47,11 @@ ENGINES = (  # of which any may be installed; numbers differ a little from versi
 def prompt_folder() -> Path:
     """Where prompts are kept."""
     return Path(platformdirs.user_cache_dir("sana-export")) / "prompts"
+
+
+def empty_prompts() -> "PromptCache":
+    """Where the empty prompt is kept even where nobody asked for prompts to be: beside the compiled models."""
+    return PromptCache(compiled_folder(), limit=FEW)
 
 
 def text_source(bundle: Bundle, devices: Mapping[str, Device], threads: int) -> str:

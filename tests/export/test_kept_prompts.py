@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 from sana_runtime import pipeline as pipeline_module
+from sana_runtime.compiled_models import SWITCH
+from sana_runtime.parts import Parts
 from sana_runtime.pipeline import Pipeline
 from sana_runtime.prompt_cache import DIGEST_BYTES, PromptCache
 
@@ -69,6 +71,27 @@ def test_another_bundle_finds_nothing_there(built, cache, opened):
 def test_without_being_asked_nothing_is_kept(built, cache):
     paint(built("sana").path)
     assert not cache.folder.exists()
+
+
+def test_the_empty_prompt_alone_is_kept_beside_compiled_models(built, monkeypatch, tmp_path):
+    path = built("sana").path
+    plain = paint(path)
+    monkeypatch.delenv(SWITCH)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    encoded, run = [], Parts.run
+
+    def watched(parts, name, feeds):
+        if name == "text_encoder":
+            encoded.append(int(feeds["text_mask"].sum()) > 0)
+        return run(parts, name, feeds)
+
+    monkeypatch.setattr(Parts, "run", watched)
+    for texts in ([True, False], [True]):
+        encoded.clear()
+        np.testing.assert_array_equal(paint(path), plain)
+        assert encoded == texts
+        assert [entry.parent.name for entry in tmp_path.rglob("*.npy")] == ["compiled"]
 
 
 def test_kept_prompts_are_listed_and_cleared_by_themselves(monkeypatch, tmp_path, capsys):
