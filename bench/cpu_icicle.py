@@ -3,9 +3,9 @@
     python bench/cpu_icicle.py [--depth 28] [--size 512] [--rounds 20] [--threads 1] [--folder out/bench] [--optimum …]
 
 Before is what one gets without work of one's own: diffusers' graph as optimum-intel exports it, sizes free, 300 rows of
-text, bf16. After is ours: INT8, compiled for its size, the 26 rows there are. Both are counted by OpenVINO, of each
-operation the shortest of all rounds, and drawn to one scale: the upper rows are modules, of all blocks together, the
-lowest are operations. Writes docs/measurements/cpu-icicle.json, too.
+text, bf16. After is ours: INT8, compiled for its size, the 26 rows there are. Both take turns and are counted by
+OpenVINO, of each operation the shortest of all rounds, and drawn to one scale: the upper rows are modules, of all blocks
+together, the lowest are operations. Writes docs/measurements/cpu-icicle.json, too.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -119,24 +119,22 @@ def place(node: Any) -> tuple[str, ...] | None:
     return None
 
 
-def before(job: Job, rounds: int) -> tuple[Any, dict[str, float]]:
-    """diffusers' graph, as OpenVINO runs it by itself."""
+def before(job: Job) -> Callable[[], ov.InferRequest]:
+    """A run of diffusers' graph, as OpenVINO runs it by itself."""
     graph = job.folder / "optimum-float" / "transformer" / "openvino_model.xml"
     settings = {"PERF_COUNT": "YES", "INFERENCE_NUM_THREADS": job.threads, "INFERENCE_PRECISION_HINT": "bf16"}
     compiled = ov.Core().compile_model(graph, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
     request = compiled.create_infer_request()
     feeds = job.theirs()
-    times = shortest(lambda: (request.infer(feeds), request)[1], rounds)
-    return compiled.get_runtime_model(), times
+    return lambda: (request.infer(feeds), request)[1]
 
 
-def after(job: Job, rounds: int) -> tuple[Any, dict[str, float]]:
-    """Ours, as the pipeline runs it."""
+def after(job: Job) -> Callable[[], ov.InferRequest]:
+    """A run of ours, as the pipeline runs it."""
     feeds = job.signature.example_feeds(batch=job.batch, height=job.side, width=job.side, rows=max(TOKENS))
     options = SessionOptions(threads=job.threads, signature=job.signature)
     session = Profiled(job.folder / INT8 / "transformer.onnx", options)
-    times = shortest(lambda: (session.run(feeds), session.request)[1], rounds)
-    return session.request.get_compiled_model().get_runtime_model(), times
+    return lambda: (session.run(feeds), session.request)[1]
 
 
 def draw(roots: Sequence[Box]) -> str:
@@ -207,7 +205,10 @@ def main(arguments: Sequence[str]) -> None:
     job = Job(folder, chosen.size // 32, chosen.threads, preset(chosen.depth), chosen.optimum)
     prepare_step(job)
     cpu_optimum.prepare(job.folder, job.peers, ("float",))
-    roots = [tree(BEFORE, *before(job, chosen.rounds)), tree(AFTER, *after(job, chosen.rounds))]
+    runs = {BEFORE: before(job), AFTER: after(job)}
+    times = shortest(list(runs.values()), chosen.rounds)
+    models = [run().get_compiled_model().get_runtime_model() for run in runs.values()]
+    roots = [tree(*each) for each in zip(runs, models, times, strict=True)]
     found = {root.name: {"shares": shares(root), "milliseconds": root.told} for root in roots}
     facts = {"depth": chosen.depth, "size": chosen.size, "threads": job.threads}
     document = {**facts, "machine": machine(), "versions": versions(), "ways": found}

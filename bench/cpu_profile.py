@@ -51,7 +51,7 @@ class Profiled(OpenVinoSession):
 def profile(graph: Path, signature: Signature | None, feeds: dict[str, Any], half: bool, rounds: int) -> dict[str, Any]:
     """Milliseconds and count by kind of operation; `signature` is None where the size is not to be known."""
     session = Profiled(graph, SessionOptions(half_products=half, threads=1, signature=signature))
-    times = shortest(lambda: (session.run(feeds), session.request)[1], rounds)
+    (times,) = shortest([lambda: (session.run(feeds), session.request)[1]], rounds)
     kinds: dict[str, list[float]] = defaultdict(list)
     for node in session.request.get_compiled_model().get_runtime_model().get_ordered_ops():
         spent = times.get(node.get_friendly_name(), 0.0)
@@ -61,13 +61,14 @@ def profile(graph: Path, signature: Signature | None, feeds: dict[str, Any], hal
     return {name: {"milliseconds": round(sum(each), 2), "nodes": len(each)} for name, each in ordered}
 
 
-def shortest(run: Callable[[], ov.InferRequest], rounds: int) -> dict[str, float]:
-    """Milliseconds by node, the least of all rounds; `run` returns the request that it ran."""
-    times: dict[str, float] = {}
+def shortest(runs: Sequence[Callable[[], ov.InferRequest]], rounds: int) -> list[dict[str, float]]:
+    """Milliseconds by node, the least of all rounds, of runs in turn; each returns the request that it ran."""
+    times: list[dict[str, float]] = [{} for _ in runs]
     for _ in range(rounds):
-        for node in run().profiling_info:
-            spent = node.real_time.total_seconds() * 1000
-            times[node.node_name] = min(spent, times.get(node.node_name, spent))
+        for run, least in zip(runs, times, strict=True):
+            for node in run().profiling_info:
+                spent = node.real_time.total_seconds() * 1000
+                least[node.node_name] = min(spent, least.get(node.node_name, spent))
     return times
 
 
