@@ -1,5 +1,7 @@
 """What the tests of calibration share: the tiny transformer's parts, exported once."""
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from filelock import FileLock
 from sana_calibration.painter import Model
 from sana_calibration.record import file_sha256
 from sana_reference.config import PRESETS, SanaConfig
@@ -76,31 +79,42 @@ def inject_outliers(block: torch.nn.Module) -> None:
     cross.q.weight[:, :3] /= 20
 
 
-def exported(folder: Path, depth: int, precision: Precision, parts: tuple[str, ...]) -> Path:
-    """Folder of the parts of a tiny transformer."""
-    source = RandomWeights(replace(PRESETS["tiny"], depth=depth))
-    export_parts(source, folder, precision, parts=parts)
-    return folder
+BOTH = ("caption", "transformer")
 
 
 @pytest.fixture(scope="session")
-def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that exports parts under a name, once for all workers; each worker writes beside its own copy."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def export(name: str, source: RandomWeights, precision: Precision, parts: tuple[str, ...]) -> Path:
+        whole, half = root / f"calibration-{name}", root / f"calibration-{name}.half"
+        with FileLock(root / f"{whole.name}.lock"):
+            if not whole.exists():
+                export_parts(source, half, precision, parts=parts)
+                half.rename(whole)
+        return Path(shutil.copytree(whole, tmp_path_factory.mktemp(name) / "parts"))
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def outliers(exported: Callable[..., Path]) -> Path:
     """Folder of the caption and transformer parts in fp32 with outlier channels, one block."""
-    folder = tmp_path_factory.mktemp("outliers")
-    export_parts(OutlierWeights(replace(PRESETS["tiny"], depth=1)), folder, parts=("caption", "transformer"))
-    return folder
+    return exported("outliers", OutlierWeights(replace(PRESETS["tiny"], depth=1)), Precision.FP32, BOTH)
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(exported: Callable[..., Path]) -> Path:
     """Folder of the caption and transformer parts in fp32, two blocks."""
-    return exported(tmp_path_factory.mktemp("tiny"), 2, Precision.FP32, ("caption", "transformer"))
+    return exported("tiny", RandomWeights(replace(PRESETS["tiny"], depth=2)), Precision.FP32, BOTH)
 
 
 @pytest.fixture(scope="session")
-def tiny_half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_half(exported: Callable[..., Path]) -> Path:
     """Folder of the transformer part in fp16, one block."""
-    return exported(tmp_path_factory.mktemp("tiny_half"), 1, Precision.FP16, ("transformer",))
+    return exported("half", RandomWeights(replace(PRESETS["tiny"], depth=1)), Precision.FP16, ("transformer",))
 
 
 @pytest.fixture(scope="session")
