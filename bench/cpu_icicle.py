@@ -3,9 +3,9 @@
     python bench/cpu_icicle.py [--depth 28] [--size 512] [--rounds 20] [--threads 1] [--folder out/bench] [--optimum …]
 
 Before is what one gets without work of one's own: diffusers' graph as optimum-intel exports it, sizes free, 300 rows of
-text, bf16. After is ours: INT8, compiled for its size, the 26 rows there are. Both take turns and are counted by
-OpenVINO, of each operation the shortest of all rounds, and drawn to one scale: the upper rows are modules, of all blocks
-together, the lowest are operations. Writes docs/measurements/cpu-icicle.json, too.
+text, bf16. After is ours: INT8, compiled for its size, the 26 rows there are. They take turns. Both are counted by
+OpenVINO, of each operation the shortest of all rounds, and drawn to one scale: the upper rows are modules, of all
+blocks together, the lowest are operations. Writes docs/measurements/cpu-icicle.json, too.
 """
 
 import argparse
