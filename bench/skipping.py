@@ -44,6 +44,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_race
 from int8_quality import difference
+from skipping_table import render
 
 from sana_export.replay import psnr
 
@@ -114,8 +115,8 @@ OFFERED: dict[str, dict[str, Any]] = {  # arguments of `Pipeline.generate`
     "20 steps": {},
     "600..1000": {"guidance_interval": (600, 1000)},
     "16 steps": {"steps": 16},
-    "600..1000, 14 steps": {"guidance_interval": (600, 1000), "steps": 14},
-    "11 steps": {"steps": 11},
+    "600..1000, 10 steps": {"guidance_interval": (600, 1000), "steps": 10},
+    "8 steps": {"steps": 8},
 }
 
 
@@ -317,40 +318,6 @@ def offered(bundle: Path, asked: Sequence[Question]) -> dict[str, dict[str, Any]
         }
         for name in OFFERED
     }
-
-
-def render(results: dict[str, Any]) -> str:
-    """The tables, in Markdown."""
-    lines = [
-        "| way | solver | cost | right | 95 % | like the 20 steps | at that cost | points better |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [_line(name, way) for name, way in results["ways"].items()]
-    lines += [
-        "",
-        "| the runtime, other prompts | CPU time | right | 95 % | against 20 steps |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name, way in results["runtime"].items():
-        lines.append(f"| {name} | {1000 * way['cpu_seconds']:.0f} ms | {_shown(way)} | {_points(way['points'])} |")
-    return "\n".join(lines) + "\n"
-
-
-def _line(name: str, way: dict[str, Any]) -> str:
-    cost = " / ".join(f"{each:.2f}" for each in dict.fromkeys(way["cost"].values()))
-    against = {each["rival"]: each for each in way["against"].values()}
-    rivals = "; ".join(f"{rival}: {each['right']}" for rival, each in against.items()) or "-"
-    points = "; ".join(_points(each["points"]) for each in against.values()) or "-"
-    likeness = f"{way['psnr_median']:.0f} dB"
-    return f"| {name} | {way['solver']} | {cost} | {_shown(way)} | {likeness} | {rivals} | {points} |"
-
-
-def _shown(way: dict[str, Any]) -> str:
-    return f"{way['right']} of {way['asked']} | {way['interval'][0]} … {way['interval'][1]}"
-
-
-def _points(points: Sequence[float]) -> str:
-    return f"{points[0]:+.1f} ({points[1]:+.1f} … {points[2]:+.1f})"
 
 
 def save(results: dict[str, Any]) -> None:
