@@ -29,6 +29,7 @@ from sana_runtime.session import Arrays, Device, SessionOptions, open_session
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_race
 from cpu_parts import OURS, Job, diffusers_decode
+from limits import preset
 
 Floats = NDArray[np.float32]
 Form = Callable[["Chosen"], None]
@@ -235,7 +236,7 @@ def speed(arguments: argparse.Namespace) -> str:
 
     prepare_decode(arguments.path)
     graph = arguments.path / OURS / "decoder.onnx"
-    job = Job(arguments.path, arguments.size // 32, arguments.threads)
+    job = Job(arguments.path, arguments.size // 32, arguments.threads, preset())
     contenders = [
         cpu_race.Contender("diffusers fp32", partial(diffusers_decode, job, "float32")),
         cpu_race.Contender("diffusers bf16", partial(diffusers_decode, job, "bfloat16")),
