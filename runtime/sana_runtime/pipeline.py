@@ -187,6 +187,7 @@ class Pipeline:
         painting = Painting(self._parts.run, self._signatures, request, self._bundle.preview, on_step)
         positive = self._conditioner.prompt(request.prompt)
         negative = self._conditioner.negative(request.negative) if self._guided(request) else None
+        self._parts.expect("decoder")  # not before: it would take its share of the cores from what is needed first
         painting.report(StepEvent("text", 1, 1, 0.0))
         pixels = painting.decode(painting.denoise(positive, negative))
         return [Picture(each, self._recipe(request, i)) for i, each in enumerate(pixels)]
@@ -221,12 +222,11 @@ class Pipeline:
 
 
 def _expect(parts: Parts, signature: Signature, layout: Layout) -> None:
-    """Begin to load what comes after the text, the transformer with this signature for what is painted at once."""
+    """Begin to load what the first step needs after the text, the transformer for what is painted at once."""
     height, width = (side // COMPRESSION for side in layout.size)
     batch = first_batch(signature, layout.rows)
     parts.expect("transformer", signature.example_feeds(batch=batch, height=height, width=width, rows=1))
-    for name in ("caption", "decoder"):
-        parts.expect(name)
+    parts.expect("caption")
 
 
 def _solver(usual: Defaults, name: str | None, steps: int | None) -> Solver:

@@ -54,5 +54,5 @@ def test_opening_makes_the_transformer_ready_for_the_usual_size_or_the_one_that_
     monkeypatch.setattr(OpenVinoSession, "prepare", lambda session, feeds: prepared.append(feeds["latent"].shape))
     with Pipeline.open(path, size=size) as opened:
         opened._parts._ahead._begun["transformer"].result()
-        assert {*opened._parts._ahead._begun} == {"text_encoder", "transformer", "caption", "decoder"}
+        assert {*opened._parts._ahead._begun} == {"text_encoder", "transformer", "caption"}
     assert prepared == [(2, 32, *sides)]
