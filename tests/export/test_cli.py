@@ -112,6 +112,13 @@ def test_a_picture_is_repeated_from_its_own_recipe(run, bundle):
         assert (read_picture("other.png") != read_picture("out.png")).any()
 
 
+def test_an_interval_reaches_the_pictures_that_are_evaluated(run, bundle):
+    options = ("--each", 1, "--steps", 1, "--guidance-interval", "600..1000")
+    assert run("evaluate", bundle, *options)[0] == 0
+    code, _, errors = run("evaluate", bundle, *options, "--guidance", 1)
+    assert code == 2 and "interval has no effect" in errors
+
+
 def test_prompts_come_from_a_file_and_pictures_are_numbered(run, bundle):
     Path("prompts.txt").write_text("a circle\n\n一只猫\n")
     code, out, _ = run("generate", "--prompts", "prompts.txt", "-b", bundle, "--steps", 1, "--count", 2)
