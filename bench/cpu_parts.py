@@ -7,9 +7,10 @@
 
 A step is one run of a preset's transformer for a prompt of 20 words and its negative, as guidance needs it; Sprint's
 models are told the guidance and run for the prompt alone. diffusers pads texts to 300 tokens, ours takes the 26 that
-are there. Weights are random, speed does not depend on them, and the answers are compared. `--depth` takes fewer blocks
-than there are. Graphs are made once, in --folder. Writes docs/measurements/cpu-step.json, cpu-step-MODEL.json for
-another than Sana-0.6B, and cpu-decode.json. What optimum-intel needs is told in `cpu_optimum.py`.
+are there, and 6 that count for nothing. Weights are random, speed does not depend on them, and the answers are
+compared. `--depth` takes fewer blocks than there are. Graphs are made once, in --folder. Writes
+docs/measurements/cpu-step.json, cpu-step-MODEL.json for another than Sana-0.6B, and cpu-decode.json. What optimum-intel
+needs is told in `cpu_optimum.py`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from sana_reference.config import PRESETS, SanaConfig
+from sana_runtime.conditioning import ROWS_AT_ONCE
 from sana_runtime.signature import Signature, signatures
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,6 +34,7 @@ from cpu_race import Contender, Run, only, race, report
 from sana_export.export import sizes_of
 
 TOKENS, PADDED = (26, 2), 300  # states of the prompt and of its empty negative, BOS included
+ROWS = max(TOKENS) + -max(TOKENS) % ROWS_AT_ONCE  # that the pipeline gives to the transformer
 GUIDANCE = 4.5
 TRANSFORMER, AUTOENCODER, OURS, INT8, NAIVE = "diffusers", "autoencoder", "fp32", "int8", "naive"  # folders
 
@@ -131,7 +134,7 @@ def optimum_step(job: Job, form: str, precision: str = "", fixed: bool = True) -
     return cpu_optimum.optimum_step(job.theirs(), job.folder / f"optimum-{form}", job.peers, precision, fixed)
 
 
-def our_step(job: Job, part: str, half: bool = False, rows: int = max(TOKENS), engine: str = "cpu") -> Run:
+def our_step(job: Job, part: str, half: bool = False, rows: int = ROWS, engine: str = "cpu") -> Run:
     """Our transformer part in our session, text keys and values from our caption part."""
     from sana_runtime.session import Device, SessionOptions, open_session
 
@@ -165,7 +168,7 @@ def step_contenders(job: Job) -> list[Contender]:
         "ours int8": partial(our_step, job, INT8),
         "ours int8, bf16 between": partial(our_step, job, INT8, True),
         "ours int8, bf16 between, 300 tokens": partial(our_step, job, INT8, True, PADDED),
-        "ours int8, onnxruntime": partial(our_step, job, INT8, False, max(TOKENS), "onnxruntime"),
+        "ours int8, onnxruntime": partial(our_step, job, INT8, False, ROWS, "onnxruntime"),
     }
     alone = limits.contenders(job.model, job.batch * job.side**2, job.threads)
     return [*(Contender(name, load) for name, load in ways.items()), *alone]
@@ -189,11 +192,11 @@ def diffusers_decode(job: Job, dtype: str) -> Run:
     return run
 
 
-def our_decode(job: Job, half: bool, engine: str = "cpu") -> Run:
-    """Our decoder part in our session."""
+def our_decode(job: Job, half: bool, int8: bool = False, engine: str = "cpu") -> Run:
+    """Our decoder part in our session, its residual convolutions in INT8 or not."""
     from sana_runtime.session import Device, SessionOptions, open_session
 
-    options = SessionOptions(half_products=half, threads=job.threads)
+    options = SessionOptions(half_products=half, int8_convolutions=int8, threads=job.threads)
     session = open_session(job.folder / OURS / "decoder.onnx", Device(engine), options)
     feeds = {"latent": job.latent(1)}
     return lambda: session.run(feeds)["image"]
@@ -206,7 +209,8 @@ def decode_contenders(job: Job) -> list[Contender]:
         "diffusers bf16": partial(diffusers_decode, job, "bfloat16"),
         "ours fp32": partial(our_decode, job, False),
         "ours bf16": partial(our_decode, job, True),
-        "ours fp32, onnxruntime": partial(our_decode, job, False, "onnxruntime"),
+        "ours int8": partial(our_decode, job, True, True),
+        "ours fp32, onnxruntime": partial(our_decode, job, False, engine="onnxruntime"),
     }
     return [Contender(name, load) for name, load in ways.items()]
 

@@ -25,7 +25,7 @@ PEERS_RACING = (
     "ours int8",
     "ours int8, bf16 between",
 )
-DECODING = ("diffusers fp32", "diffusers bf16", "ours bf16")
+DECODING = ("diffusers fp32", "diffusers bf16", "ours bf16", "ours int8")
 ENGINE = "2 blocks int8"  # of `engine_full_size.py`
 
 Command = tuple[str, ...]
