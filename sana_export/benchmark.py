@@ -60,7 +60,7 @@ OnMeasured = Callable[[str, int, int], None]
 def benchmark(path: Path, settings: Settings, on_measured: OnMeasured) -> dict[str, Any]:
     """Everything that `bench` shows."""
     bundle = open_bundle(path)
-    Pipeline.open(path, device=settings.device).close()  # refuses a device that is none
+    Pipeline.open(path, device=settings.device, threads=1).close()  # refuses a device that is none, loads nothing
     parts = ["text_encoder", "caption", "transformer", "decoder"]
     rows = []
     for number, name in enumerate([*parts, "picture"]):
@@ -117,7 +117,7 @@ def _part(bundle: Bundle, name: str, settings: Settings) -> Measured:
 def _picture(bundle: Bundle, name: str, settings: Settings) -> Measured:
     """The whole way from the prompt to pixels; every run has its own prompt, so that none is remembered."""
     before = _resident_bytes()
-    pipeline, seconds = _timed(lambda: Pipeline.open(bundle.path, device=settings.device))
+    pipeline, seconds = _timed(lambda: Pipeline.open(bundle.path, device=settings.device, size=settings.size))
     count = iter(range(settings.repeats + 1))
 
     def paint() -> object:
