@@ -35,6 +35,7 @@ PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": F
 ALIGNED = 8  # bytes
 LARGEST = 2**31 - 1
 GONE = -1
+REMEMBERED = 20_000  # pairs
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,9 @@ class BytePairs:
         waiting = [entry for i in range(len(ids) - 1) if (entry := self._merge(ids, i, i + 1))]
         heapify(waiting)
         while waiting:
-            _, here, made = heappop(waiting)
+            _, here, pair, made = heappop(waiting)
             there = after[here]
-            if ids[here] == GONE or there == GONE or (self._merge(ids, here, there) or (0, 0, GONE))[2] != made:
+            if there == GONE or ids[here] << 32 | ids[there] != pair:
                 continue  # one of the two was merged meanwhile
             ids[here], ids[there], after[here] = made, GONE, after[there]
             if after[here] != GONE:
@@ -122,12 +123,28 @@ class BytePairs:
                     heappush(waiting, entry)
         return [each for each in ids if each != GONE]
 
-    def _merge(self, ids: list[int], left: int, right: int) -> tuple[int, int, int] | None:
-        """Rank, place and result of merging two neighbours, if they can be."""
+    def _merge(self, ids: list[int], left: int, right: int) -> tuple[int, int, int, int] | None:
+        """Rank, place, pair and result of merging two neighbours, if they can be."""
         pair = ids[left] << 32 | ids[right]
-        ascending, ranks, made = self._rows
+        place = self._met.get(pair)
+        if place is None:
+            place = self._place(pair)
+        return None if place == GONE else (self._rows[1][place], left, pair, self._rows[2][place])
+
+    def _place(self, pair: int) -> int:
+        """Where the pair stands, or nowhere; remembered, as the instruction's pairs come with every prompt."""
+        ascending = self._rows[0]
         place = bisect_left(ascending, pair)
-        return (ranks[place], left, made[place]) if place < len(ascending) and ascending[place] == pair else None
+        if place == len(ascending) or ascending[place] != pair:
+            place = GONE
+        if len(self._met) < REMEMBERED:
+            self._met[pair] = place
+        return place
+
+    @cached_property
+    def _met(self) -> dict[int, int]:
+        """Places of pairs that came before."""
+        return {}
 
     @cached_property
     def _rows(self) -> tuple[memoryview, memoryview, memoryview]:
