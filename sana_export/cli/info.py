@@ -20,6 +20,8 @@ def command(picture: Path, as_json: bool) -> None:
 
     fields = asdict(read_recipe(picture))
     height, width = fields["size"]
-    shown = {**fields, "size": f"{width}x{height}"}
+    low, high = fields["guidance_interval"]
+    shown = {**fields, "size": f"{width}x{height}", "interval": f"{low:g}..{high:g}"}
+    del shown["guidance_interval"]
     text = "\n".join(f"{name:<9} {escaped(str(value))}" for name, value in shown.items())
     Reporter(as_json=as_json).result(text, **fields)
