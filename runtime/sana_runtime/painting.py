@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,23 +49,21 @@ class Painting:
         latent = solver.start(start.first, self._encoded(shape), first)
         clock = Clock(len(solver.timesteps) - first)
 
+        @cache  # megabytes, and the same at every step
+        def text(guided: bool) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+            conditions = [negative, positive] if guided and negative is not None else [positive]
+            return side_by_side([condition for condition in conditions for _ in range(len(latent))])
+
         def velocity(latent: Latent, timestep: float) -> Latent:
-            return self.velocity(latent, timestep, positive, negative)
+            guided = negative is not None and request.guidance.active(timestep)
+            raw = self._raw_velocity(latent, timestep, *text(guided))
+            return request.guidance.combine(*np.split(raw, 2)) if guided else raw
 
         for step in walk(solver, latent, velocity, fresh=start.stream.draw, first=first):
             left = clock.left(step.index + 1 - first)
             self.report(StepEvent("paint", step.index + 1, step.total, left, step.clean, self.preview))
             latent = step.latent
         return latent
-
-    def velocity(self, latent: Latent, timestep: float, positive: Condition, negative: Condition | None) -> Latent:
-        """The guided velocity; without the negative prompt where guidance does not need it."""
-        guidance = self.request.guidance
-        if negative is None or not guidance.active(timestep):
-            return self._raw_velocity(latent, timestep, [positive])
-        both = self._raw_velocity(latent, timestep, [negative, positive])
-        unconditional, conditional = np.split(both, 2)
-        return guidance.combine(unconditional, conditional)
 
     def decode(self, latent: Latent) -> NDArray[np.uint8]:
         """Pixels (count, H, W, 3), picture by picture; in tiles where a picture is large or memory short."""
@@ -78,13 +78,11 @@ class Painting:
             self.report(StepEvent("decode", index + 1, len(latent), clock.left(index + 1), single, self.preview))
         return np.concatenate(pictures)
 
-    def _raw_velocity(self, latent: Latent, timestep: float, conditions: list[Condition]) -> Latent:
+    def _raw_velocity(self, latent: Latent, timestep: float, text_kv: NDArray[Any], mask: NDArray[np.bool_]) -> Latent:
         """The model's answer for every condition in turn, each over the whole batch."""
-        count = len(latent)
-        text_kv, mask = side_by_side([condition for condition in conditions for _ in range(count)])
-        batch = len(conditions) * count
+        batch = len(mask)
         feeds = {
-            "latent": np.concatenate([latent] * len(conditions)),
+            "latent": np.concatenate([latent] * (batch // len(latent))),
             "timestep": np.full(batch, timestep, np.float32),
             "text_kv": text_kv,
             "text_mask": mask,
