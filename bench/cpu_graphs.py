@@ -99,20 +99,12 @@ def _autoencoder() -> AutoencoderDC:
     )
 
 
-@torch.no_grad()
 def _random(architecture: Callable[[], nn.Module], folder: Path) -> None:
-    """Write the network with weights that keep activations about as large as they are."""
+    """Write the network with random weights, no two alike: compilers compute products of equal weights only once."""
     with torch.device("meta"):
         module = architecture()
     module.to_empty(device="cpu")
-    noise = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
-    for name, parameter in module.named_parameters():
-        if parameter.ndim == 1:
-            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-            continue
-        for piece in parameter.view(-1).split(len(noise)):
-            piece.copy_(noise[: len(piece)])
-        parameter.mul_(parameter[0].numel() ** -0.5)
+    initialise(module, seed=0)
     module.save_pretrained(folder)  # type: ignore[operator]
 
 

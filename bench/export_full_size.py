@@ -86,10 +86,10 @@ class RandomSource:
         with torch.device("meta"):
             module = architecture().to(dtype)
         module.to_empty(device="cpu").requires_grad_(False)
-        noise = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+        generator = torch.Generator().manual_seed(0)
         for parameter in module.parameters():
-            for piece in parameter.view(-1).split(len(noise)):
-                piece.copy_(noise[: len(piece)])
+            for piece in parameter.view(-1).split(1 << 20):
+                piece.copy_(torch.randn(len(piece), generator=generator))
             parameter.mul_(parameter[0].numel() ** -0.5)
         self.parameters = sum(parameter.numel() for parameter in module.parameters())
         self.ready = time.monotonic(), time.process_time()

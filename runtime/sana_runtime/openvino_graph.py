@@ -25,6 +25,7 @@ def read(graph: Path, *, half_convolutions: bool) -> ov.Model:
     model = _keep_narrow(_keep_whole_numbers(_reader().convert(_reader().load(graph))))
     if not model.outputs:
         raise RuntimeError("there is no graph in it")
+    _measure_unwritten(model)
     if half_convolutions and any(node.get_type_name() == "FakeQuantize" for node in model.get_ops()):
         _narrow_convolutions(model)
     return model
@@ -86,6 +87,16 @@ def _keep_narrow(model: ov.Model) -> ov.Model:
             if node.input_value(0).get_element_type() in NARROW and readers <= READ_NARROW:
                 node.get_rt_info()["decompression_0"] = ""  # what OpenVINO's own compression writes there
     return model
+
+
+def _measure_unwritten(model: ov.Model) -> None:
+    """The largest size of each token's numbers from their maximum and minimum, so that nobody writes all the sizes."""
+    for node in model.get_ops():
+        sizes = node.input_value(0).get_node() if node.get_type_name() == "ReduceMax" else None
+        if sizes and sizes.get_type_name() == "Abs":
+            numbers, axes, keep = sizes.input_value(0), node.input_value(1), node.get_attributes()["keep_dims"]
+            least = op.negative(op.reduce_min(numbers, axes, keep))
+            node.output(0).replace(op.maximum(op.reduce_max(numbers, axes, keep), least).output(0))
 
 
 def _narrow_convolutions(model: ov.Model) -> None:
