@@ -5,8 +5,10 @@
 
 The INT8 transformer of `cpu_parts.py step`, or a whole bundle. Every start is a process of its own, ways in turn, files
 in the system's cache. A start is everything that a first run needs and a second does not: imports, opening, reading,
-compiling or reading back. Of a bundle's, the share before the first step is told besides: parts that only come later
-are loaded beside. Writes docs/measurements/cpu-start.json, or cpu-start-bundle.json.
+compiling or reading back, and encoding the prompt. Of a bundle's, the share before the first step is told besides, as
+parts that only come later are loaded beside, and how long a second prompt takes to encode. A bundle also starts with a
+prompt kept from an earlier start, as `generate --keep-prompts` does. Writes docs/measurements/cpu-start.json, or
+cpu-start-bundle.json.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-WAYS = {"compiled anew": "off", "read back": "on"}
+ANEW, BACK, KEPT = "compiled anew", "read back", "read back, prompt kept"
+WAYS = (ANEW, BACK)
 PARTS = ("imports", "opening", "compiling")
 
 
@@ -41,30 +44,33 @@ def start_graph(graph: Path, depth: int, side: int, threads: int) -> dict[str, A
     return _start(imported, clock(), lambda: session.run(feeds), clock)
 
 
-def start_bundle(bundle: Path, size: int, threads: int) -> dict[str, Any]:
+def start_bundle(bundle: Path, size: int, threads: int, keep: bool) -> dict[str, Any]:
     """Start with a whole bundle, in this process."""
     clock = _clock()
     from sana_runtime.pipeline import Pipeline
+    from sana_runtime.prompt_cache import PromptCache
 
     imported = clock()
-    pipeline = Pipeline.open(bundle, threads=threads)
+    pipeline = Pipeline.open(bundle, threads=threads, prompt_cache=PromptCache() if keep else None)
     opened = clock()
     begun: list[float] = []
-    stepped: list[float] = []
+    stages: dict[str, list[float]] = {"text": [], "paint": []}  # when each was done for the first time
 
     def on_step(event: Any) -> None:
-        if event.stage == "paint" and event.index == 1:
-            stepped.append(time.perf_counter())
+        if event.index == 1 and event.stage in stages:
+            stages[event.stage].append(time.perf_counter())
 
-    def paint() -> None:
+    def paint(prompt: str = "a red circle") -> None:
         begun.append(time.perf_counter())
-        pipeline.generate("a red circle", size=(size, size), steps=2, on_step=on_step)
+        pipeline.generate(prompt, size=(size, size), steps=2, on_step=on_step)
 
     found = _start(imported, opened, paint, clock)
-    first, second = (after - before for before, after in zip(begun, stepped, strict=True))
+    first, second = (after - before for before, after in zip(begun, stages["paint"], strict=True))
     before_step = imported["wall"] + opened["wall"] + first - second
+    paint("a blue square")
+    encoding = stages["text"][-1] - begun[-1]
     pipeline.close()
-    return {**found, "before_first_step": before_step}
+    return {**found, "before_first_step": before_step, "another_prompt": encoding}
 
 
 def _clock() -> Callable[[], dict[str, float]]:
@@ -94,13 +100,14 @@ def _start(
 
 def measure(chosen: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Medians by way; the first start of each, which writes what later ones read, is told apart."""
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    ways = (*WAYS, KEPT) if chosen.bundle else WAYS
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as home:
         for _ in range(1 + chosen.rounds):
-            for way, switch in WAYS.items():
+            for way in ways:
                 homes = {"XDG_CACHE_HOME": f"{home}/cache", "XDG_DATA_HOME": f"{home}/data"}
-                environment = {**os.environ, **homes, "SANA_EXPORT_COMPILED": switch}
-                command = [sys.executable, __file__, *arguments, "--here"]
+                environment = {**os.environ, **homes, "SANA_EXPORT_COMPILED": "off" if way == ANEW else "on"}
+                command = [sys.executable, __file__, *arguments, "--here", way]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
                 runs[way].append(json.loads(done.stdout.splitlines()[-1]))
         kept = sum(file.stat().st_size for file in Path(home).rglob("*.model"))
@@ -109,8 +116,10 @@ def measure(chosen: argparse.Namespace, arguments: Sequence[str]) -> dict[str, A
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"first_seconds": round(sum(runs[0]["wall"].values()), 3)}
-    if "before_first_step" in runs[0]:
-        found["before_first_step_seconds"] = round(median(run["before_first_step"] for run in runs[1:]), 3)
+    for name in ("before_first_step", "another_prompt"):
+        if name in runs[0]:
+            found[f"{name}_seconds"] = round(median(run[name] for run in runs[1:]), 3)
+            found[f"{name}_runs"] = [round(run[name], 3) for run in runs[1:]]
     for kind in ("wall", "cpu"):
         totals = [sum(run[kind].values()) for run in runs[1:]]
         found[f"{kind}_seconds"] = round(median(totals), 3)
@@ -126,14 +135,16 @@ def main(arguments: Sequence[str]) -> None:
         parser.add_argument(name, type=int, default=usual)
     parser.add_argument("--folder", type=Path, default=Path("out/bench"))
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--here", help=argparse.SUPPRESS)  # the way, of one start
     chosen = parser.parse_args(arguments)
     folder, side = chosen.folder / f"depth{chosen.depth}", chosen.size // 32
     if chosen.here:
         graph = folder / "int8" / "transformer.onnx"
-        bundle, threads = chosen.bundle, chosen.threads
-        once = start_bundle(bundle, chosen.size, threads) if bundle else start_graph(graph, chosen.depth, side, threads)
-        print(json.dumps(once))
+        bundle, threads, keep = chosen.bundle, chosen.threads, chosen.here == KEPT
+        if bundle:
+            print(json.dumps(start_bundle(bundle, chosen.size, threads, keep)))
+        else:
+            print(json.dumps(start_graph(graph, chosen.depth, side, threads)))
         return
     from cpu_race import RESULTS, machine, versions
 
