@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from sana_runtime.parts import Parts
 from sana_runtime.picture import Picture, Recipe
 from sana_runtime.progress import OnStep, StepEvent
 from sana_runtime.request import Request, check_size
-from sana_runtime.session import Device, Session, SessionOptions, open_session
+from sana_runtime.session import Arrays, Device, Session, SessionOptions, open_session
 from sana_runtime.signature import COMPRESSION, Signature
 from sana_runtime.solver import Solver, make_solver
 
@@ -55,7 +55,7 @@ class Pipeline:
         self._bundle = bundle
         self._parts = parts
         self._device = "+".join(sorted({chosen.value for chosen in devices.values()}))
-        self._conditioner = Conditioner(parts.run, bundle.tokenizer(), bundle.prompt_rules(), kept=kept)
+        self._conditioner = Conditioner(self._run_text_part, bundle.tokenizer(), bundle.prompt_rules(), kept=kept)
         self._signatures = {name: _signature(bundle, name, devices[name], span) for name in bundle.manifest.parts}
         self._turn = threading.Lock()
         self._painter: int | None = None  # the thread whose turn it is
@@ -97,10 +97,12 @@ class Pipeline:
         kept = _kept(prompt_cache, bundle, devices, threads)
         beside = workers(threads) if set(devices.values()) == {Device.CPU} else 0  # others' libraries may mind threads
         parts = Parts(load, together=keeps_all(bundle, available_memory()), workers=beside)
-        if prompt_cache is None:
+        if prompt_cache is None:  # or a prompt that was kept will need neither
             parts.expect("text_encoder")
         if beside:
-            _expect(parts, signature, usual_layout(bundle.manifest, size))
+            _expect_transformer(parts, signature, usual_layout(bundle.manifest, size))
+        if prompt_cache is None:
+            parts.expect("caption")
         try:
             return cls(bundle, parts, devices, span, kept)
         except BaseException:
@@ -183,7 +185,7 @@ class Pipeline:
 
     def _paint(self, request: Request, on_step: OnStep | None) -> list[Picture]:
         layout = Layout(request.size, request.count * (2 if self._guided(request) else 1))
-        _expect(self._parts, self._signatures["transformer"], layout)
+        _expect_transformer(self._parts, self._signatures["transformer"], layout)
         painting = Painting(self._parts.run, self._signatures, request, self._bundle.preview, on_step)
         positive = self._conditioner.prompt(request.prompt)
         negative = self._conditioner.negative(request.negative) if self._guided(request) else None
@@ -191,6 +193,12 @@ class Pipeline:
         painting.report(StepEvent("text", 1, 1, 0.0))
         pixels = painting.decode(painting.denoise(positive, negative))
         return [Picture(each, self._recipe(request, i)) for i, each in enumerate(pixels)]
+
+    def _run_text_part(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run a text part; the one that follows the text encoder is loaded beside it."""
+        if name == "text_encoder":
+            self._parts.expect("caption")
+        return self._parts.run(name, feeds)
 
     def _guided(self, request: Request) -> bool:
         """Whether the model is run for the negative prompt: not where it is itself told the guidance, as Sprint is."""
@@ -221,12 +229,11 @@ class Pipeline:
         )
 
 
-def _expect(parts: Parts, signature: Signature, layout: Layout) -> None:
-    """Begin to load what the first step needs after the text, the transformer for what is painted at once."""
+def _expect_transformer(parts: Parts, signature: Signature, layout: Layout) -> None:
+    """Begin to load the transformer, for what is painted at once."""
     height, width = (side // COMPRESSION for side in layout.size)
     batch = first_batch(signature, layout.rows)
     parts.expect("transformer", signature.example_feeds(batch=batch, height=height, width=width, rows=1))
-    parts.expect("caption")
 
 
 def _solver(usual: Defaults, name: str | None, steps: int | None) -> Solver:

@@ -33,19 +33,21 @@ def opened(monkeypatch):
     return names
 
 
-def paint(path, cache=None, **arguments):
-    with Pipeline.open(path, device="cpu", threads=1, prompt_cache=cache) as pipeline:
+def paint(path, cache=None, threads=1, **arguments):
+    with Pipeline.open(path, device="cpu", threads=threads, prompt_cache=cache) as pipeline:
         return pipeline.generate(PROMPT, size=(64, 64), steps=2, seed=3, **arguments).pixels
 
 
-def test_a_prompt_from_the_disk_gives_the_same_pixels_without_a_text_encoder(built, cache, opened):
+@pytest.mark.parametrize("threads", [1, 2])  # with two, parts are loaded ahead
+def test_a_prompt_from_the_disk_gives_the_same_pixels_without_a_text_part(built, cache, opened, threads):
     path = built("sana").path
-    plain = paint(path)
-    np.testing.assert_array_equal(paint(path, cache), plain)
+    plain = paint(path, threads=threads)
+    np.testing.assert_array_equal(paint(path, cache, threads), plain)
     assert len(cache.entries()) == 2  # the prompt and the empty negative one
+    assert sorted(opened) == sorted(2 * ["caption", "decoder", "text_encoder", "transformer"])
     opened.clear()
-    np.testing.assert_array_equal(paint(path, cache), plain)
-    assert opened == ["transformer", "decoder"]
+    np.testing.assert_array_equal(paint(path, cache, threads), plain)
+    assert sorted(opened) == ["decoder", "transformer"]
 
 
 def test_a_damaged_prompt_is_encoded_again_and_kept_again(built, cache, opened):

@@ -52,11 +52,18 @@ def load():
     return Loader()
 
 
+@pytest.fixture
 def threads():
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("sana-load")]
+    """A function that names the loading threads, but for those of other tests' pipelines."""
+    before = set(threading.enumerate())
+
+    def ours():
+        return [each.name for each in threading.enumerate() if each.name.startswith("sana-load") and each not in before]
+
+    return ours
 
 
-def test_a_part_that_is_expected_is_loaded_once_and_in_another_thread(load):
+def test_a_part_that_is_expected_is_loaded_once_and_in_another_thread(threads, load):
     parts = Parts(load, together=True, workers=2)
     parts.expect("decoder", FEEDS)
     parts.expect("decoder")
@@ -71,7 +78,7 @@ def test_a_part_that_is_expected_is_loaded_once_and_in_another_thread(load):
 
 
 @pytest.mark.parametrize("plan", [{"together": False, "workers": 2}, {"together": True, "workers": 0}])
-def test_nothing_is_loaded_ahead_one_at_a_time_or_on_one_core(load, plan):
+def test_nothing_is_loaded_ahead_one_at_a_time_or_on_one_core(threads, load, plan):
     parts = Parts(load, **plan)
     parts.expect("decoder")
     assert threads() == []
@@ -98,7 +105,7 @@ OTHER = {"x": np.ones(5, np.float32)}
 
 
 @pytest.mark.parametrize("state", ["waiting", "under way", "done"])
-def test_a_part_that_is_expected_for_another_size_is_made_for_that_and_the_first_is_gone(load, state):
+def test_a_part_that_is_expected_for_another_size_is_made_for_that_and_the_first_is_gone(threads, load, state):
     parts = Parts(load, together=True, workers=1)
     load.go.clear()
     if state == "waiting":
@@ -150,7 +157,7 @@ def held_up(load):
     return parts
 
 
-def test_a_part_that_no_thread_has_come_to_is_not_waited_for(load, held_up):
+def test_a_part_that_no_thread_has_come_to_is_not_waited_for(threads, load, held_up):
     held_up.run("decoder", FEEDS)
     held_up.drop(keep=None)
     assert {made.name: made.thread is threading.current_thread() for made in load.made} == {
@@ -160,7 +167,7 @@ def test_a_part_that_no_thread_has_come_to_is_not_waited_for(load, held_up):
     assert threads() == []
 
 
-def test_dropping_waits_for_what_is_being_loaded_and_begins_nothing_more(load, held_up):
+def test_dropping_waits_for_what_is_being_loaded_and_begins_nothing_more(threads, load, held_up):
     held_up.drop(keep=None)
     assert [made.name for made in load.made] == ["transformer"]
     assert threads() == []
