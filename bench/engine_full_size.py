@@ -39,8 +39,8 @@ TITLE = """# Building engines of full size
 
 TensorRT-RTX {version}, random weights, no card, two shared CPU cores; `python bench/engine_full_size.py` repeats it.
 Where seconds and CPU seconds differ, others were busy on the machine. Kernels, products and activations are read from
-the compiled plan; activations are for the largest shape of the profile. No engine was run. The random
-weights repeat, which makes the engines' files smaller than real weights would.
+the compiled plan; activations are for the largest shape of the profile. No engine was run. No two weights
+are alike, as equal ones would be stored once.
 
 | case | for | MB | s | CPU s | peak GB | kernels | plugins | products | activations MB |
 |---|---|---|---|---|---|---|---|---|---|
