@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -61,10 +60,6 @@ class Random:
         transformer = SanaTransformer(self.config)
         initialise(transformer, 0)
         return transformer.to(dtype).eval()
-
-    def autoencoder(self, dtype: torch.dtype) -> Any:
-        """There is none."""
-        raise NotImplementedError
 
 
 def save_text(graph: Path, wanted: argparse.Namespace) -> Arrays:
