@@ -107,8 +107,7 @@ def _part(bundle: Bundle, name: str, settings: Settings) -> Measured:
     before = _resident_bytes()
 
     def load() -> Session:
-        options = SessionOptions(part.half_products, part.int8_convolutions, signature=part.signature)
-        return open_session(bundle.graph(name), device, options)
+        return open_session(bundle.graph(name), device, SessionOptions.of(part))
 
     session, seconds = _timed(load)
     return _measured(name, seconds, before, lambda: session.run(feeds), settings.repeats)

@@ -21,6 +21,7 @@ from sana_calibration.sensitivity import Effects, Trial, Verdict, fall_back, mea
 from sana_calibration.smooth import smooth
 from sana_calibration.trial_graph import make_trial_graph, switches
 from sana_runtime.bundle import Bundle
+from sana_runtime.manifest import INT8_WEIGHTS
 from sana_runtime.progress import Clock
 from sana_runtime.signature import COMPRESSION
 
@@ -31,7 +32,7 @@ from sana_export.plans import Plans
 from sana_export.saving import data_file, save_graph
 from sana_export.speed import Speed, measure_speed
 from sana_export.steps import time_left
-from sana_export.text_trial import PART, TEXT_SCHEME, TextTrial, try_text, write_text
+from sana_export.text_trial import PART, TextTrial, try_text, write_text
 
 __all__ = ["Calibration", "Places", "Tell"]
 
@@ -107,7 +108,7 @@ class Calibration:
     def evidence(self, products: Sequence[str], text: bool = False) -> Evidence:
         """What the INT8 transformer paints that was written, beside float; with `text`, the INT8 text encoder, too."""
         plan = self._plans.gate
-        file, key = self._kept("gate", plan.key(), sorted(products), *([TEXT_SCHEME] if text else []))
+        file, key = self._kept("gate", plan.key(), sorted(products), *([INT8_WEIGHTS] if text else []))
         found = recall(file, key)
         if found is None:
             self._unload(self._tried)

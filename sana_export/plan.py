@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sana_runtime.ahead import cores
 from sana_runtime.errors import MemoryLimitError
+from sana_runtime.manifest import INT8_WEIGHTS, reads_in_place
 from sana_runtime.memory import available_memory
 from sana_runtime.memory_plan import Layout, PartMemory, kept_bytes, working_memory
 from sana_runtime.signature import PARTS
@@ -223,8 +224,10 @@ def _memory(
         unread = count_looked_up(sizes) * BYTES[part.dtype] if part.name == "text_encoder" else 0
         products = "int8" if part.dtype == "int8" else scheme_of(part.name, precision)[0]
         working = working_memory(part.name, products, widest.get(part.name, 0), layout)
-        stored = part.parameters * BYTES[part.dtype]
-        more = kept_bytes(part.name, part.parameters, stored) - stored
+        scheme = INT8_WEIGHTS if part.name == "text_encoder" and part.dtype == "int8" else part.dtype
+        in_place = reads_in_place(part.name, products, scheme)
+        stored = part.bytes - unread if in_place else part.parameters * BYTES[part.dtype]
+        more = kept_bytes(part.name, part.parameters, stored, in_place=in_place) - stored
         return PartMemory(part.name, part.bytes - unread + more, working)
 
     return tuple(foreseen(part) for part in parts)

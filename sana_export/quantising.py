@@ -12,7 +12,7 @@ from sana_calibration.loaded import source_key
 from sana_runtime.bundle import Bundle, open_bundle, reseal, seal
 from sana_runtime.compiled_models import nothing_kept
 from sana_runtime.errors import BusyError, UsageError
-from sana_runtime.manifest import Manifest
+from sana_runtime.manifest import INT8_WEIGHTS, Manifest
 from sana_runtime.publish import publishing
 
 from sana_export.cache import cache_folder
@@ -23,7 +23,7 @@ from sana_export.plans import Plans, make_plans
 from sana_export.replay import held_to
 from sana_export.report import verdict_of, write_report
 from sana_export.steps import FINDING, BuildStep, OnBuildStep
-from sana_export.text_trial import PART, TEXT_SCHEME, graph_bytes
+from sana_export.text_trial import PART, graph_bytes
 
 __all__ = ["Int8Settings", "calibrate", "write_int8"]
 
@@ -181,7 +181,7 @@ def _manifest(findings: Findings) -> Manifest:
     text = manifest.parts[PART]
     if findings.text is not None and findings.text_shipped:
         left = dict.fromkeys(findings.text.quantised.left, NARROW)
-        text = replace(text, scheme=TEXT_SCHEME, kept_float=left)
+        text = replace(text, scheme=INT8_WEIGHTS, kept_float=left)
     decoder = manifest.parts[DECODER]
     decoder = replace(decoder, scheme=findings.decoder.scheme(decoder.scheme))
     transformer = replace(manifest.parts["transformer"], kept_float=findings.kept_float)

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sana_calibration.gate import Limits
 from sana_calibration.quantise import SCHEME
-from sana_runtime.manifest import Manifest
+from sana_runtime.manifest import INT8_WEIGHTS, Manifest
 
 from sana_export.decoder_trial import DECODER
 from sana_export.evidence import png
 from sana_export.findings import Findings
 from sana_export.report_page import page
 from sana_export.speed import Speed
-from sana_export.text_trial import PART, TEXT_SCHEME
+from sana_export.text_trial import PART
 
 __all__ = ["report", "verdict_of", "write_report"]
 
@@ -136,7 +136,7 @@ def _parts(manifest: Manifest, findings: Findings) -> list[dict[str, Any]]:
 def _scheme(findings: Findings, part: str, usual: str) -> str:
     if part == DECODER:
         return findings.decoder.scheme(usual)
-    shipped = {"transformer": findings.shipped and SCHEME, PART: findings.text_shipped and TEXT_SCHEME}
+    shipped = {"transformer": findings.shipped and SCHEME, PART: findings.text_shipped and INT8_WEIGHTS}
     return shipped.get(part) or usual
 
 

@@ -42,15 +42,15 @@ def measure_speed(
     int8_graph: Path,
     signature: Signature,
     feeds: Mapping[str, NDArray[Any]],
-    half: bool = False,
+    in_place: bool = False,
 ) -> Speed:
     """Time both on the same feeds, opened as the pipeline does; float may use 16-bit products, its fastest form.
 
-    With `half` the other one may, too: INT8 weights of products that are computed in float.
+    With `in_place` the other one has INT8 weights alone, which are read where they lie.
     """
     sessions = (
         open_session(float_graph, Device.CPU, SessionOptions(half_products=True, signature=signature)),
-        open_session(int8_graph, Device.CPU, SessionOptions(half_products=half, signature=signature)),
+        open_session(int8_graph, Device.CPU, SessionOptions(in_place=in_place, signature=signature)),
     )
     for session in sessions:
         session.run(feeds)
@@ -61,6 +61,8 @@ def measure_speed(
             each.append(_seconds(session, feeds))
     float_ms, int8_ms = (round(median(each) * 1000, 3) for each in taken)
     engine = f"openvino {version('openvino')}"
+    if in_place:
+        engine += f", INT8 by onnxruntime {version('onnxruntime')}"
     shape = feeds[signature.inputs[0].name].shape
     return Speed(float_ms, int8_ms, len(taken[0]), shape, engine, os.cpu_count() or 1)
 

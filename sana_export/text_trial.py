@@ -23,10 +23,9 @@ from sana_export.passes.narrow_weights import narrow_weights, widen_weights
 from sana_export.saving import data_file, save_graph
 from sana_export.speed import Speed
 
-__all__ = ["PART", "TEXT_SCHEME", "TextTrial", "graph_bytes", "try_text", "write_text"]
+__all__ = ["PART", "TextTrial", "graph_bytes", "try_text", "write_text"]
 
 PART = "text_encoder"
-TEXT_SCHEME = "int8-weights"
 TOKENS = 25  # of its own: a prompt of 20 words
 
 
@@ -84,7 +83,7 @@ def try_text(
     before, after = graph_bytes(original) // (2 if part.scheme == "float32" else 1), graph_bytes(graph)
     feeds = part.signature.example_feeds(batch=1, tokens=TOKENS)
     roomy = 2 * (graph_bytes(original) + after) <= (available_memory() or 0)
-    speed = measure(original, graph, part.signature, feeds, half=True) if roomy else None
+    speed = measure(original, graph, part.signature, feeds, in_place=True) if roomy else None
     error = _error(source, graph, prompts)
     tried = after < before or (speed is not None and speed.ratio > 1)
     complaints = judge().complaints(Limits()) if tried else ()

@@ -91,11 +91,14 @@ class Loaded:
 
     def _load(self, name: str) -> Session:
         graph, signature = self._substitutes.graphs.get(name), self._signatures[name]
-        half = self.bundle.manifest.parts[name].precision in ("bf16", "fp16")
+        part = self.bundle.manifest.parts[name]
+        half, in_place = part.half_products, part.in_place
         if name == "transformer":
             half = half or self._substitutes.half
             signature = replace(signature, inputs=(*signature.inputs, *self._substitutes.besides))
-        options = SessionOptions(half_products=half, signature=signature)
+        elif name == "text_encoder" and graph:
+            in_place = True  # only one with INT8 weights ever stands in
+        options = SessionOptions(half_products=half, signature=signature, in_place=in_place)
         return open_session(graph or self.bundle.graph(name), Device.CPU, options)
 
 

@@ -1,17 +1,18 @@
 """Read a graph of bfloat16 as the fp32 graph that it stands for: onnxruntime's CPU kernels know no bfloat16.
 
 Every number of bfloat16 is a number of fp32, so nothing is lost; products and sums become more exact, and weights take
-twice the memory. The file's own bytes are rewritten, since the runtime has no library that writes ONNX.
+twice the memory.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_runtime.wire import BYTES, FIXED, VARINT, varint
+from sana_runtime.rewriting import Field, content, fields, number
+from sana_runtime.wire import BYTES, varint
 
 __all__ = ["widened"]
 
@@ -31,20 +32,11 @@ Arrays = dict[str, NDArray[Any]]
 Table = Mapping[int, Any]
 
 
-class Field(NamedTuple):
-    """One field: a number, or bytes; and all of it as it stands in the file."""
-
-    tag: int
-    number: int
-    data: memoryview
-    whole: memoryview
-
-
 def widened(graph: Path) -> tuple[bytes, Arrays] | None:
     """The graph in fp32 and, by name, every weight that lies beside it; None if there is no bfloat16 in it."""
     rewriting = _Rewriting(graph.parent)
-    content = rewriting.message(memoryview(graph.read_bytes()), MODEL)
-    return (content, rewriting.weights) if rewriting.found else None
+    written = rewriting.message(memoryview(graph.read_bytes()), MODEL)
+    return (written, rewriting.weights) if rewriting.found else None
 
 
 class _Rewriting:
@@ -57,44 +49,44 @@ class _Rewriting:
 
     def message(self, message: memoryview, table: Table) -> bytes:
         """The message with bfloat16 replaced in the fields that the table lists."""
-        return b"".join(self._field(field, table.get(field.tag)) for field in _fields(message))
+        return b"".join(self._field(field, table.get(field.tag)) for field in fields(message))
 
     def _field(self, field: Field, what: Any) -> bytes | memoryview:
         if what is None:
             return field.whole
         if what == "type":
-            return _number(field.tag, self._type(field.number))
+            return number(field.tag, self._type(field.number))
         if what == "tensor":
-            return _bytes(field.tag, self._tensor(field.data))
+            return content(field.tag, self._tensor(field.data))
         if what == "attribute":
-            return _bytes(field.tag, self._attribute(field.data))
-        return _bytes(field.tag, self.message(field.data, what))
+            return content(field.tag, self._attribute(field.data))
+        return content(field.tag, self.message(field.data, what))
 
-    def _type(self, number: int) -> int:
-        self.found |= number == BFLOAT16
-        return FLOAT if number == BFLOAT16 else number
+    def _type(self, kind: int) -> int:
+        self.found |= kind == BFLOAT16
+        return FLOAT if kind == BFLOAT16 else kind
 
     def _attribute(self, message: memoryview) -> bytes:
         """Only Cast's `to` names a type by number; a constant is a tensor."""
-        named = any(field.tag == NAME and bytes(field.data) == b"to" for field in _fields(message))
+        named = any(field.tag == NAME and bytes(field.data) == b"to" for field in fields(message))
         return self.message(message, {HELD: "tensor"} | ({TO: "type"} if named else {}))
 
     def _tensor(self, message: memoryview) -> bytes:
         """A tensor of bfloat16 as one of fp32; one that lies beside the graph is read, whatever its type."""
-        fields = list(_fields(message))
-        kind = next(field.number for field in fields if field.tag == DATA_TYPE)
-        outside = {bytes(key): bytes(value) for key, value in _entries(fields)}
+        held = list(fields(message))
+        kind = next(field.number for field in held if field.tag == DATA_TYPE)
+        outside = {bytes(key): bytes(value) for key, value in _entries(held)}
         if outside:
-            name = next(bytes(field.data).decode() for field in fields if field.tag == TENSOR_NAME)
-            self.weights[name] = _wide(self._read(outside, kind, list(_shape(fields))), kind)
+            name = next(bytes(field.data).decode() for field in held if field.tag == TENSOR_NAME)
+            self.weights[name] = _wide(self._read(outside, kind, list(_shape(held))), kind)
         table = {DATA_TYPE: "type"}
         if kind != BFLOAT16:
             return bytes(message)
         return b"".join(
-            _bytes(RAW, _wide(np.frombuffer(field.data, "<u2"), kind).tobytes())
+            content(RAW, _wide(np.frombuffer(field.data, "<u2"), kind).tobytes())
             if field.tag == RAW
             else self._field(field, table.get(field.tag))
-            for field in fields
+            for field in held
         )
 
     def _read(self, entry: Mapping[bytes, bytes], kind: int, shape: list[int]) -> NDArray[Any]:
@@ -112,53 +104,21 @@ def _wide(array: NDArray[Any], kind: int) -> NDArray[Any]:
     return (array.astype(np.uint32) << 16).view(np.float32) if kind == BFLOAT16 else array
 
 
-def _fields(message: memoryview) -> Iterator[Field]:
-    position, end = 0, len(message)
-    while position < end:
-        begun = position
-        key, position = varint(message, position)
-        kind, number, start = key & 7, 0, position
-        if kind == VARINT:
-            number, position = varint(message, position)
-        elif kind == BYTES:
-            length, start = varint(message, position)
-            position = start + length
-        else:
-            position += FIXED[kind]
-        yield Field(key >> 3, number, message[start:position], message[begun:position])
-
-
-def _entries(fields: list[Field]) -> Iterator[tuple[memoryview, memoryview]]:
+def _entries(tensor: list[Field]) -> Iterator[tuple[memoryview, memoryview]]:
     """Key and value of each entry that says where a tensor lies."""
-    for field in fields:
+    for field in tensor:
         if field.tag == EXTERNAL:
-            key, value = (inner.data for inner in sorted(_fields(field.data)))
+            key, value = (inner.data for inner in sorted(fields(field.data)))
             yield key, value
 
 
-def _shape(fields: list[Field]) -> Iterator[int]:
+def _shape(tensor: list[Field]) -> Iterator[int]:
     """The dimensions, which writers pack or not."""
-    for field in fields:
+    for field in tensor:
         if field.tag == DIMS and field.whole[0] & 7 == BYTES:
             position = 0
             while position < len(field.data):
-                number, position = varint(field.data, position)
-                yield number
+                size, position = varint(field.data, position)
+                yield size
         elif field.tag == DIMS:
             yield field.number
-
-
-def _number(tag: int, number: int) -> bytes:
-    return _varint(tag << 3 | VARINT) + _varint(number)
-
-
-def _bytes(tag: int, content: bytes) -> bytes:
-    return _varint(tag << 3 | BYTES) + _varint(len(content)) + content
-
-
-def _varint(number: int) -> bytes:
-    parts = []
-    while number > 127:
-        parts.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*parts, number])

@@ -24,6 +24,7 @@ from sana_runtime.progress import Preview
 from sana_runtime.publish import resident
 from sana_runtime.rules import shown
 from sana_runtime.signature import COMPRESSION
+from sana_runtime.verdicts import verdicts
 
 if TYPE_CHECKING:  # these load a library that only painting needs
     from sana_runtime.prompt import PromptRules
@@ -140,9 +141,10 @@ def _checked(root: Path, content: bytes) -> Bundle:
     manifest = parse(content, str(root / MANIFEST))
     _check_files(root, manifest)
     data_files = {name: entry.size for name, entry in manifest.files.items() if name.endswith(".data")}
+    before = verdicts()
     for name in sorted(manifest.files):
         if name.endswith(".onnx"):
-            guard(root / name, data_files)
+            guard(root / name, data_files, before)
     return Bundle(root, manifest, hashlib.sha256(content).hexdigest())
 
 

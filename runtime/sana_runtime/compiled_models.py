@@ -36,7 +36,17 @@ from sana_runtime.private_files import (
     signing_key,
 )
 
-__all__ = ["SWITCH", "CompiledModels", "KeptModel", "compiled_folder", "identity", "keeping", "nothing_kept", "origin"]
+__all__ = [
+    "SWITCH",
+    "CompiledModels",
+    "KeptModel",
+    "compiled_folder",
+    "compiled_secret",
+    "identity",
+    "keeping",
+    "nothing_kept",
+    "origin",
+]
 
 SWITCH = "SANA_EXPORT_COMPILED"  # "off" in the environment: nothing is kept, and nothing kept is used
 MAGIC = b"SANACPU1"
@@ -79,6 +89,11 @@ def compiled_folder() -> Path:
     return Path(platformdirs.user_cache_dir("sana-export")) / "compiled"
 
 
+def compiled_secret() -> Path:
+    """The file of the key that they are signed with."""
+    return Path(platformdirs.user_data_dir("sana-export")) / "compiled-key"
+
+
 def origin(graph: Path) -> str:
     """Which graph this is: the digest of its own bytes and of who its data files are.
 
@@ -104,7 +119,7 @@ class CompiledModels:
     def __init__(self, folder: Path | None = None, secret: Path | None = None, *, limit: int = LIMIT) -> None:
         """`secret` is the file of the key that entries are signed with."""
         self.folder = folder or compiled_folder()
-        self._secret = secret or Path(platformdirs.user_data_dir("sana-export")) / "compiled-key"
+        self._secret = secret or compiled_secret()
         self._limit = limit
 
     def load(self, made_of: MadeOf) -> NDArray[np.uint8] | None:

@@ -73,6 +73,17 @@ class Source:
 INT8_CONVOLUTIONS = "+int8-convolutions"
 """At the end of a scheme: OpenVINO may compute the graph's residual convolutions in INT8; others run it as it is."""
 
+INT8_WEIGHTS = "int8-weights"
+"""The scheme of a part whose weights alone are in INT8."""
+
+
+def reads_in_place(part: str, precision: str, scheme: str) -> bool:
+    """Whether a CPU multiplies by a part's weights as they lie in their file.
+
+    Text parts run once for a prompt: packing weights for faster products takes longer than the products.
+    """
+    return scheme == INT8_WEIGHTS or (part == "caption" and precision == "fp32")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -102,6 +113,11 @@ class Part:
     def int8_convolutions(self) -> bool:
         """Whether OpenVINO may compute residual convolutions in INT8."""
         return self.scheme.endswith(INT8_CONVOLUTIONS)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a CPU reads the weights where they lie."""
+        return reads_in_place(self.signature.part, self.precision, self.scheme)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ TOKENIZER = 7  # bytes of memory for each of tokenizer.json: 127 MB for Gemma's 
 LARGEST_TILE = 1024  # pixels; the decoder never sees more of a picture at once
 RARE = ("encoder",)  # loaded only to repaint a picture
 CONVOLVING = ("decoder", "encoder")  # convolutions read no weights of 16 bits: the engine keeps them in 32, too
+IN_PLACE = 40  # bytes of weights that are read where their file lies, for each byte of memory that this takes
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,10 @@ def working_memory(part: str, precision: str, channels: int, layout: Layout) -> 
     return LIVE[precision] * channels * layout.positions(part)
 
 
-def kept_bytes(part: str, numbers: int, stored: int) -> int:
+def kept_bytes(part: str, numbers: int, stored: int, *, in_place: bool = False) -> int:
     """What the engine keeps of weights that take `stored` bytes in their file."""
+    if in_place:
+        return stored // IN_PLACE
     return stored + (4 * numbers if part in CONVOLVING and stored == 2 * numbers else 0)
 
 
@@ -115,10 +118,12 @@ def of_bundle(bundle: Bundle, size: tuple[int, int]) -> tuple[PartMemory, ...]:
     layout = usual_layout(manifest, size)
 
     def planned(name: str) -> PartMemory:
-        held = list(weights(bundle.graph(name)))
-        working = working_memory(name, manifest.parts[name].precision, _widest(held), layout)
-        kept = sum(kept_bytes(name, math.prod(weight.dims), weight.bytes) for weight in held)
-        return PartMemory(name, kept - _looked_up(name, held), working)
+        held, part = list(weights(bundle.graph(name))), manifest.parts[name]
+        working = working_memory(name, part.precision, _widest(held), layout)
+        table = _looked_up(name, held)
+        read = (weight for weight in held if weight is not table)
+        kept = (kept_bytes(name, math.prod(one.dims), one.bytes, in_place=part.in_place) for one in read)
+        return PartMemory(name, sum(kept), working)
 
     return tuple(planned(name) for name in manifest.parts)
 
@@ -131,6 +136,6 @@ def _widest(held: list[Weight]) -> int:
     return max(beside_pixels or depthwise, default=0)
 
 
-def _looked_up(name: str, held: list[Weight]) -> int:
-    """Bytes of the table of tokens, of which only the rows that are looked up are ever read."""
-    return max((weight.bytes for weight in held), default=0) if name == "text_encoder" else 0
+def _looked_up(name: str, held: list[Weight]) -> Weight | None:
+    """The table of tokens, of which only the rows that are looked up are ever read."""
+    return max(held, key=lambda weight: weight.bytes, default=None) if name == "text_encoder" else None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sana_runtime.errors import BundleError
 from sana_runtime.rules import shown
+from sana_runtime.verdicts import Verdicts
 from sana_runtime.wire import BYTES, VARINT, Damaged, Field, Walker, signed
 
 __all__ = ["DOMAINS", "guard"]
@@ -44,13 +45,20 @@ BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12:
 BITS |= {17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2}  # by TensorProto.DataType
 
 
-def guard(path: Path, data_files: Mapping[str, int]) -> None:
-    """Raise BundleError if the graph at `path` is anything but data; `data_files` are those it may read, with sizes."""
+def guard(path: Path, data_files: Mapping[str, int], verdicts: Verdicts | None = None) -> None:
+    """Raise BundleError if the graph at `path` is anything but data; `data_files` are those it may read, with sizes.
+
+    With `verdicts`, bytes that have passed before are not looked through again.
+    """
     try:
         if path.stat().st_size > LARGEST:
             raise Damaged(f"it is larger than {LARGEST >> 20} MB; weights belong into a data file")
         content = path.read_bytes()
+        if verdicts and verdicts.passed(content, data_files):
+            return
         _Guard(data_files).model(memoryview(content))
+        if verdicts:
+            verdicts.remember(content, data_files)
     except Damaged as error:
         raise BundleError(f"{path.name}: {error}; build the bundle again") from None
     except OSError as error:
@@ -67,7 +75,7 @@ class _Guard:
 
     def read(self, message: memoryview, table: Mapping[int, str]) -> list[tuple[str, Field]]:
         """The fields of a message that its table lists."""
-        found = [(table[field.tag], field) for field in self.walker.fields(message) if field.tag in table]
+        found = [(table[field.tag], field) for field in self.walker.fields(message, table)]
         names = [name for name, _ in found]
         for name, field in found:
             if field.kind != (VARINT if name in NUMBERS else BYTES) and name != "dims":

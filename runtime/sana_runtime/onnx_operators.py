@@ -47,7 +47,7 @@ def _graph(walker: Walker, path: Path) -> memoryview:
 
 
 def _inside(walker: Walker, message: memoryview, table: Mapping[int, str], name: str) -> list[Field]:
-    return _named(walker.fields(message), table, name)
+    return list(walker.fields(message, {tag for tag, listed in table.items() if listed == name}))
 
 
 def _named(fields: Iterable[Field], table: Mapping[int, str], name: str) -> list[Field]:

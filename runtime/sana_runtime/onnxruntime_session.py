@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sana_runtime.bfloat16 import widened
 from sana_runtime.errors import BackendError, MemoryLimitError
+from sana_runtime.in_place import in_place
 from sana_runtime.rules import printable
 from sana_runtime.session import Arrays, Device, Interrupted, SessionOptions, contiguous
 from sana_runtime.unreported import declining
@@ -35,17 +36,32 @@ PACKAGES = {
 # It joins MatMul and Add before it looks for quantised products, so every INT8 layer with a bias would run in float.
 HARMFUL_OPTIMIZERS = ["MatMulAddFusion"]
 
+# For parts that read each weight once: nothing is packed, and planning which tensors share memory takes longer than it
+# saves. Threads that wait do not take turns at the cores, since other parts are being loaded beside.
+IN_PLACE = {"session.disable_prepacking": "1", "session.intra_op.allow_spinning": "0"}
+BESIDE = "session.model_external_initializers_file_folder_path"
+
 
 def _session_options(options: SessionOptions) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4  # errors are raised; the log would print a stranger's names as they are
     settings.intra_op_num_threads = options.threads
     settings.enable_mem_pattern = False  # shapes change from call to call
+    if options.in_place:
+        settings.enable_mem_reuse = False
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        for name, value in IN_PLACE.items():
+            settings.add_session_config_entry(name, value)
     return settings
 
 
-def _content(graph: Path, settings: ort.SessionOptions) -> tuple[Path | bytes, list[ort.OrtValue]]:
+def _content(
+    graph: Path, settings: ort.SessionOptions, options: SessionOptions
+) -> tuple[Path | bytes, list[ort.OrtValue]]:
     """What to load on the CPU: a graph of bfloat16 in fp32, with its weights, which must outlive the session."""
+    if options.in_place:
+        settings.add_session_config_entry(BESIDE, str(graph.parent))
+        return in_place(graph) or graph, []
     wide = widened(graph)
     if wide is None:
         return graph, []
@@ -67,7 +83,7 @@ class OnnxruntimeSession:
             )
         try:
             settings = _session_options(options)
-            content, self._weights = _content(graph, settings) if device is Device.ONNXRUNTIME else (graph, [])
+            content, self._weights = _content(graph, settings, options) if device is Device.ONNXRUNTIME else (graph, [])
             self._session = ort.InferenceSession(
                 content,
                 settings,

@@ -55,7 +55,7 @@ class Pipeline:
         self._bundle = bundle
         self._parts = parts
         self._device = "+".join(sorted({chosen.value for chosen in devices.values()}))
-        self._conditioner = Conditioner(self._run_text_part, bundle.tokenizer(), bundle.prompt_rules(), kept=kept)
+        self._conditioner = Conditioner(self._run, bundle.tokenizer(), bundle.prompt_rules(), kept=kept)
         self._signatures = {name: _signature(bundle, name, devices[name], span) for name in bundle.manifest.parts}
         self._turn = threading.Lock()
         self._painter: int | None = None  # the thread whose turn it is
@@ -90,8 +90,7 @@ class Pipeline:
                 from sana_runtime.engines import open_engine
 
                 return open_engine(bundle, name, devices[name], span)
-            part = bundle.manifest.parts[name]
-            options = SessionOptions(part.half_products, part.int8_convolutions, threads, part.signature)
+            options = SessionOptions.of(bundle.manifest.parts[name], threads)
             return open_session(bundle.graph(name), devices[name], options)
 
         kept = _kept(prompt_cache, bundle, devices, threads)
@@ -186,19 +185,21 @@ class Pipeline:
     def _paint(self, request: Request, on_step: OnStep | None) -> list[Picture]:
         layout = Layout(request.size, request.count * (2 if self._guided(request) else 1))
         _expect_transformer(self._parts, self._signatures["transformer"], layout)
-        painting = Painting(self._parts.run, self._signatures, request, self._bundle.preview, on_step)
+        painting = Painting(self._run, self._signatures, request, self._bundle.preview, on_step)
         positive = self._conditioner.prompt(request.prompt)
         negative = self._conditioner.negative(request.negative) if self._guided(request) else None
-        self._parts.expect("decoder")  # not before: it would take its share of the cores from what is needed first
         painting.report(StepEvent("text", 1, 1, 0.0))
         pixels = painting.decode(painting.denoise(positive, negative))
         return [Picture(each, self._recipe(request, i)) for i, each in enumerate(pixels)]
 
-    def _run_text_part(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run a text part; the one that follows the text encoder is loaded beside it."""
+    def _run(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run a part; the decoder is loaded beside the second step: sooner, it would take cores from the first one."""
         if name == "text_encoder":
             self._parts.expect("caption")
-        return self._parts.run(name, feeds)
+        outputs = self._parts.run(name, feeds)
+        if name == "transformer":
+            self._parts.expect("decoder")
+        return outputs
 
     def _guided(self, request: Request) -> bool:
         """Whether the model is run for the negative prompt: not where it is itself told the guidance, as Sprint is."""

@@ -59,8 +59,8 @@ def text_source(bundle: Bundle, devices: Mapping[str, Device], threads: int) -> 
     manifest = bundle.manifest
     facts = (
         [
-            (part, origin(bundle.graph(part)), manifest.parts[part].precision, devices[part].value)
-            for part in TEXT_PARTS
+            (part, origin(bundle.graph(part)), held.precision, held.in_place, devices[part].value)
+            for part, held in ((part, manifest.parts[part]) for part in TEXT_PARTS)
         ],
         [(engine, _version(engine)) for engine in ("sana-export", *ENGINES)],
         (platform.node(), platform.machine(), threads),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_runtime.errors import SanaError
+from sana_runtime.manifest import Part
 from sana_runtime.signature import Signature
 
 __all__ = ["Arrays", "Device", "Interrupted", "Session", "SessionOptions", "contiguous", "open_session"]
@@ -39,7 +40,7 @@ class Session(Protocol):
 class Device(str, Enum):
     """Who runs a graph."""
 
-    CPU = "cpu"  # OpenVINO, the fast one
+    CPU = "cpu"  # OpenVINO, the fast one, and onnxruntime for parts whose weights are read in place
     ONNXRUNTIME = "onnxruntime"
     CUDA = "cuda"
     DIRECTML = "directml"
@@ -61,17 +62,23 @@ class SessionOptions:
     int8_convolutions: bool = False  # residual convolutions are INT8 where that is faster: its scheme says so
     threads: int = 0  # 0: the library chooses
     signature: Signature | None = None  # with it, a graph may be compiled for the sizes that come
+    in_place: bool = False  # weights are read where their file lies in memory, and not packed first
+
+    @classmethod
+    def of(cls, part: Part, threads: int = 0) -> "SessionOptions":
+        """How a bundle's part is run."""
+        return cls(part.half_products, part.int8_convolutions, threads, part.signature, part.in_place)
 
 
 def open_session(graph: Path, device: Device, options: SessionOptions) -> Session:
     """Load `graph` with the one library that runs it on `device`; `engines.open_engine` is for those with engines."""
-    if device is Device.CPU:
+    if device is Device.CPU and not options.in_place:
         from sana_runtime.openvino_session import OpenVinoSession
 
         return OpenVinoSession(graph, options)
     from sana_runtime.onnxruntime_session import OnnxruntimeSession
 
-    return OnnxruntimeSession(graph, device, options)
+    return OnnxruntimeSession(graph, Device.ONNXRUNTIME if device is Device.CPU else device, options)
 
 
 def contiguous(feeds: Mapping[str, NDArray[Any]]) -> Arrays:

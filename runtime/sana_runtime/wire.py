@@ -1,6 +1,6 @@
 """Walk protobuf messages in memory: field numbers and views of bytes, never copies, never more than there is."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 __all__ = ["BYTES", "VARINT", "Damaged", "Field", "Walker"]
@@ -9,6 +9,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 FIXED = {FIXED64: 8, FIXED32: 4}
 INT64 = 1 << 63
 LAST_TAG = (1 << 29) - 1  # protobuf cuts a larger number down to 32 bits, and then reads another field than we
+ALL = range(1, LAST_TAG + 1)
 
 
 class Damaged(ValueError):
@@ -30,29 +31,35 @@ class Walker:
     def __init__(self, budget: int) -> None:
         self._left = budget
 
-    def fields(self, message: memoryview) -> Iterator[Field]:
-        """Every field of `message`, in order."""
+    def fields(self, message: memoryview, wanted: Container[int] = ALL) -> Iterator[Field]:
+        """Every field of `message`, in order, or those with a wanted tag; the others are checked and counted, too."""
         position, end, nothing = 0, len(message), message[:0]
         while position < end:
-            self._spend()
+            self._left -= 1
+            if self._left < 0:
+                raise Damaged("it has too many fields to look through")
             key, position = message[position], position + 1
             if key > 127:
                 key, position = varint(message, position - 1)
-            tag, kind, number, start = key >> 3, key & 7, 0, position
+            tag, kind, number = key >> 3, key & 7, 0
             if not 0 < tag <= LAST_TAG:
                 raise Damaged(f"a field has the number {tag if tag == 0 else 'of no field'}")
-            if kind == VARINT:
-                number, position = varint(message, position)
-            elif kind == BYTES:
-                length, start = varint(message, position)
-                position = start + length
+            if kind in (VARINT, BYTES):
+                if position < end and message[position] < 128:  # nearly all are so short
+                    number, position = message[position], position + 1
+                else:
+                    number, position = varint(message, position)
             elif kind in FIXED:
                 position += FIXED[kind]
             else:
                 raise Damaged(f"a field is of the unknown kind {kind}")
+            start = position
+            if kind == BYTES:
+                position, number = position + number, 0
             if position > end:
                 raise Damaged("a field is longer than the message around it")
-            yield Field(tag, kind, number, message[start:position] if kind == BYTES else nothing)
+            if tag in wanted:
+                yield Field(tag, kind, number, message[start:position] if kind == BYTES else nothing)
 
     def varints(self, packed: memoryview) -> Iterator[int]:
         """The numbers of a packed field."""

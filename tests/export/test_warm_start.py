@@ -8,8 +8,10 @@ import pytest
 from sana_calibration.quantise import quantise
 from sana_reference.config import PRESETS
 from sana_runtime import openvino_session, pipeline
+from sana_runtime.bundle import open_bundle
 from sana_runtime.compiled_models import SWITCH, CompiledModels, nothing_kept
 from sana_runtime.openvino_session import OpenVinoSession
+from sana_runtime.parts import Parts
 from sana_runtime.pipeline import Pipeline
 from sana_runtime.session import SessionOptions
 
@@ -56,3 +58,41 @@ def test_opening_makes_the_transformer_ready_for_the_usual_size_or_the_one_that_
         opened._parts._ahead._begun["transformer"].result()
         assert {*opened._parts._ahead._begun} == {"text_encoder", "transformer", "caption"}
     assert prepared == [(2, 32, *sides)]
+
+
+def test_the_decoder_is_not_loaded_before_the_first_step_is_done(built, monkeypatch):
+    told, expect, run = [], Parts.expect, Parts.run
+
+    def expected(parts, name, feeds=None):
+        told.append(f"expect {name}")
+        expect(parts, name, feeds)
+
+    def ran(parts, name, feeds):
+        told.append(f"run {name}")
+        return run(parts, name, feeds)
+
+    monkeypatch.setattr(Parts, "expect", expected)
+    monkeypatch.setattr(Parts, "run", ran)
+    with Pipeline.open(built("sana").path) as opened:
+        opened.generate("a red circle", steps=2)
+    assert told.index("run transformer") < told.index("expect decoder") < told.index("run decoder")
+
+
+@pytest.mark.parametrize(
+    ("part", "precision", "scheme", "in_place"),
+    [
+        ("text_encoder", "bf16", "int8-weights", True),
+        ("text_encoder", "bf16", "bfloat16", False),
+        ("text_encoder", "fp32", "float32", False),
+        ("caption", "fp32", "float32", True),
+        ("caption", "bf16", "float16-weights", False),
+        ("transformer", "int8", "int8-channel-token", False),
+        ("decoder", "fp32", "float32", False),
+    ],
+)
+def test_text_parts_alone_are_read_in_place(built, part, precision, scheme, in_place):
+    bundle = open_bundle(built("sana").path)
+    held = replace(bundle.manifest.parts[part], precision=precision, scheme=scheme)
+    assert held.in_place is in_place
+    assert SessionOptions.of(held, 3).in_place is in_place
+    assert SessionOptions.of(held, 3).threads == 3
