@@ -18,6 +18,7 @@ __all__ = ["op", "ov", "read"]
 NARROW = (ov.Type.bf16, ov.Type.f16)
 READ_NARROW = {"MatMul", "Gather"}  # operations whose kernels take weights of 16 bits
 PASSED = {"Transpose", "Reshape"}  # move numbers as they are
+LEAST = np.finfo(np.float32).min
 
 
 def read(graph: Path, *, half_convolutions: bool) -> ov.Model:
@@ -26,6 +27,7 @@ def read(graph: Path, *, half_convolutions: bool) -> ov.Model:
     if not model.outputs:
         raise RuntimeError("there is no graph in it")
     _measure_unwritten(model)
+    _rectify_whole(model)
     if half_convolutions and any(node.get_type_name() == "FakeQuantize" for node in model.get_ops()):
         _narrow_convolutions(model)
     return model
@@ -35,18 +37,23 @@ def _swap_tokens_and_heads(tensor: ov.Output) -> ov.Output:
     return op.transpose(tensor, op.constant(np.array([0, 2, 1, 3], np.int64))).output(0)
 
 
+def _as_float(tensor: ov.Output) -> ov.Output:
+    return tensor if tensor.get_element_type() == ov.Type.f32 else op.convert(tensor, "f32").output(0)
+
+
 def _relu_linear_attention(node: NodeContext) -> list[ov.Output]:
     """`sana::ReluLinearAttention` in OpenVINO's own operations; q, k and v are (B, N, H, D).
 
     OpenVINO does not read functions that an ONNX file brings along, so this repeats the file's own body.
     """
-    query, key, value = (_swap_tokens_and_heads(op.convert(node.get_input(i), "f32").output(0)) for i in range(3))
+    query, key, value = (_swap_tokens_and_heads(_as_float(node.get_input(i))) for i in range(3))
     query, key = op.relu(query), op.relu(key)
     key_value = op.matmul(key, value, True, False)
     key_sum = op.reduce_sum(key, op.constant(np.array([2], np.int64)), True)
     weight = op.add(op.matmul(query, key_sum, False, True), op.constant(np.float32(1e-15)))
     mixed = op.divide(op.matmul(query, key_value, False, False), weight)
-    return [op.convert_like(_swap_tokens_and_heads(mixed.output(0)), node.get_input(0)).output(0)]
+    answer, like = _swap_tokens_and_heads(mixed.output(0)), node.get_input(0)
+    return [answer if like.get_element_type() == ov.Type.f32 else op.convert_like(answer, like).output(0)]
 
 
 @cache
@@ -97,6 +104,35 @@ def _measure_unwritten(model: ov.Model) -> None:
             numbers, axes, keep = sizes.input_value(0), node.input_value(1), node.get_attributes()["keep_dims"]
             least = op.negative(op.reduce_min(numbers, axes, keep))
             node.output(0).replace(op.maximum(op.reduce_max(numbers, axes, keep), least).output(0))
+
+
+def _rectify_whole(model: ov.Model) -> None:
+    """ReLU of queries and keys before they are split from values, in the pass that scales them all: two passes less."""
+    for split in [node for node in model.get_ops() if node.get_type_name() == "Split"]:
+        relus = [_computing(output, "Relu") for output in split.outputs()]
+        whole, *widths = (_width(tensor) for tensor in (split.input_value(0), *split.outputs()))
+        if any(relus) and sum(widths) == whole and split.output(0).get_element_type() == ov.Type.f32:
+            least = np.repeat([np.float32(0 if relu else LEAST) for relu in relus], widths)
+            split.input(0).replace_source_output(op.maximum(split.input_value(0), op.constant(least)).output(0))
+            for relu in filter(None, relus):
+                relu.output(0).replace(relu.input_value(0))
+
+
+def _width(output: ov.Output) -> int:
+    """The size of the last dimension; 0 where it is not known."""
+    shape = output.get_partial_shape()
+    return shape[-1].get_length() if shape.rank.is_static and len(shape) and shape[-1].is_static else 0
+
+
+def _computing(output: ov.Output, kind: str) -> ov.Node | None:
+    """The node of this kind that alone reads these numbers, moved at most."""
+    readers = [target.get_node() for target in output.get_target_inputs()]
+    if len(readers) != 1:
+        return None
+    (reader,) = readers
+    if reader.get_type_name() in PASSED:
+        return _computing(reader.output(0), kind)
+    return reader if reader.get_type_name() == kind else None
 
 
 def _narrow_convolutions(model: ov.Model) -> None:

@@ -24,7 +24,7 @@ __all__ = ["OpenVinoSession"]
 
 EVERY_STEP = "timestep"  # an input of a part that is run many times for one picture
 ROWS = "rows"  # of text
-RECIPE = 5  # another number makes every compiled model that was kept before stale
+RECIPE = 6  # another number makes every compiled model that was kept before stale
 WORTH_KEEPING = 0.25  # seconds of compiling
 WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}  # a compiled model names the places of its weights in their file
 KEPT = 2  # sizes that stay compiled: guidance halves the batch where it is switched off for some of the steps

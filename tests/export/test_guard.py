@@ -33,13 +33,13 @@ ALL_NODES_INT8 = ALL_NODES + 9 * len(PRODUCTS)
 
 # Nodes of the INT8 transformer as OpenVINO compiles it for one size of picture.
 COMPILED_COPIES = {"Transpose": 15, "Reorder": 2, "Split": 4}
-COMPILED_NODES = 104  # a minimum beside each maximum, for which no sizes are written
+COMPILED_NODES = 102  # a minimum beside each maximum, for which no sizes are written
 
 # What those nodes write into memory, in passes: the bytes of one fp32 number for each channel of each token.
 VIEWS = ("Input", "Output", "Const", "Reshape")  # look at numbers where they are
 COPYING = ("Transpose", "Reorder", "Split", "Gather", "Concatenation", "Pad", "Tile", "Convert")
 HALF = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # then so do depthwise convolutions
-WRITTEN_PASSES = 56 if HALF else 64
+WRITTEN_PASSES = 54 if HALF else 62
 COPIED_PASSES = 12.2 if HALF else 15
 
 MODULES = {"sana_runtime": 12, "sana_runtime.pipeline": 300, "sana_export.cli.main": 60}  # of Python 3.11 here
