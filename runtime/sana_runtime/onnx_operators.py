@@ -11,6 +11,8 @@ from sana_runtime.wire import BYTES, Field, Walker
 
 __all__ = ["Weight", "operators", "weights"]
 
+SIZED = {tag for tag, name in TENSOR.items() if name in ("dims", "data_type")}
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -31,7 +33,7 @@ def weights(path: Path) -> Iterator[Weight]:
     """Every tensor of the main graph of the ONNX file at `path`, which `guard` has let pass."""
     walker = Walker(FIELDS)
     for tensor in _inside(walker, _graph(walker, path), GRAPH, "tensor"):
-        fields = list(walker.fields(tensor.data))  # once: what `guard` had a budget for is not read twice
+        fields = list(walker.fields(tensor.data, SIZED))  # once: what `guard` had a budget for is not read twice
         dims = tuple(
             size
             for field in _named(fields, TENSOR, "dims")

@@ -28,7 +28,7 @@ from sana_runtime.picture import Picture, Recipe
 from sana_runtime.progress import OnStep, StepEvent
 from sana_runtime.request import Request, check_size
 from sana_runtime.session import Arrays, Device, Session, SessionOptions, open_session
-from sana_runtime.signature import COMPRESSION, Signature
+from sana_runtime.signature import COMPRESSION, TEXT_PARTS, Signature
 from sana_runtime.solver import Solver, make_solver
 
 if TYPE_CHECKING:
@@ -93,17 +93,14 @@ class Pipeline:
             options = SessionOptions.of(bundle.manifest.parts[name], threads)
             return open_session(bundle.graph(name), devices[name], options)
 
-        kept = _kept(prompt_cache, bundle, devices, threads)
         beside = workers(threads) if set(devices.values()) == {Device.CPU} else 0  # others' libraries may mind threads
         parts = Parts(load, together=keeps_all(bundle, available_memory()), workers=beside)
-        if prompt_cache is None:  # or a prompt that was kept will need neither
-            parts.expect("text_encoder")
-        if beside:
+        if beside:  # the transformer first: it takes longest
             _expect_transformer(parts, signature, usual_layout(bundle.manifest, size))
-        if prompt_cache is None:
-            parts.expect("caption")
+        for name in TEXT_PARTS if prompt_cache is None else ():  # a prompt that was kept will need neither
+            parts.expect(name)
         try:
-            return cls(bundle, parts, devices, span, kept)
+            return cls(bundle, parts, devices, span, _kept(prompt_cache, bundle, devices, threads))
         except BaseException:
             parts.drop(keep=None)
             raise

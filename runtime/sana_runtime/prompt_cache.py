@@ -26,6 +26,7 @@ from sana_runtime.compiled_models import compiled_folder, origin
 from sana_runtime.errors import BackendError, MemoryLimitError
 from sana_runtime.private_files import by_use, make_private, make_room, open_private, remove, replace_private
 from sana_runtime.session import Device
+from sana_runtime.signature import TEXT_PARTS
 
 __all__ = ["PromptCache", "empty_prompts", "prompt_folder", "text_source"]
 
@@ -33,7 +34,6 @@ LIMIT = 1 << 30  # bytes: about 150 prompts of 20 words for Sana-0.6B
 DIGEST_BYTES = 32
 FEW = 16 << 20  # bytes: the empty prompt of about sixty text encoders
 PATTERN = "*.npy"
-TEXT_PARTS = ("text_encoder", "caption")
 ENGINES = (  # of which any may be installed; numbers differ a little from version to version
     "openvino",
     "onnxruntime",

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from sana_runtime.errors import BundleError, UsageError
 
-__all__ = ["PARTS", "Axis", "Profile", "Signature", "Sizes", "TensorSpec", "signatures"]
+__all__ = ["PARTS", "TEXT_PARTS", "Axis", "Profile", "Signature", "Sizes", "TensorSpec", "signatures"]
 
 COMPRESSION = 32  # pixels along one side of a latent's position
 
 PARTS = ("text_encoder", "caption", "transformer", "decoder", "encoder")
+TEXT_PARTS = PARTS[:2]  # those that run once for a prompt
 DTYPES = ("bool", "uint8", "int64", "float16", "float32")
 
 Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # smallest, usual and largest shape

@@ -12,7 +12,7 @@ MOVED = [("Transpose", {"perm": [0, 2, 1]})]
 
 
 def save(path, *, parts=3, axis=-1, rectified=(0, 1), seen=(), moves=MOVED):
-    """x is scaled and split; parts are moved, and `rectified` ones go through ReLU; those `seen` are read before, too."""
+    """x is scaled and split; parts are moved, `rectified` ones go through ReLU; those `seen` are also read before."""
     scale = numpy_helper.from_array(np.float32(0.5), "scale")
     nodes = [
         helper.make_node("Mul", ["x", "scale"], ["scaled"]),
