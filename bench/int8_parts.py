@@ -7,8 +7,8 @@
 `text`: layers of Gemma-2-2b's width, a prompt of 20 words. `decoder`: a residual block of DC-AE's width, three times.
 `static`: blocks of Sana-0.6B at 512², INT8 with a step found for each token, and with one fixed step for all of them.
 Weights are random; where it says so, some channels are 20 times larger than others. Every form runs in onnxruntime and
-in OpenVINO, there with fp32 and with bf16 between INT8 products; errors are relative to fp32, Euclidean. Writes
-docs/measurements/int8-KIND.json.
+in OpenVINO, there with fp32 and with bf16 between INT8 products, and text as the pipeline runs it, with weights read in
+place; errors are relative to fp32, Euclidean. Writes docs/measurements/int8-KIND.json.
 """
 
 import argparse
@@ -31,14 +31,15 @@ Feeds = Mapping[str, NDArray[Any]]
 
 KINDS = ("text", "decoder", "static")
 ENGINES = ("openvino fp32", "openvino bf16", "onnxruntime")
+IN_PLACE = "in place"
 
 
 def session_run(graph: Path, engine: str, threads: int, feeds: Feeds) -> Run:
     """One run of a graph."""
     if engine == "onnxruntime":
         return _onnxruntime_run(graph, threads, feeds)
-    half = engine.endswith("bf16")
-    session = open_session(graph, Device.CPU, SessionOptions(half_products=half, threads=threads))
+    options = SessionOptions(half_products=engine.endswith("bf16"), threads=threads, in_place=engine == IN_PLACE)
+    session = open_session(graph, Device.CPU, options)
 
     def run() -> NDArray[Any]:
         (answer,) = session.run(feeds).values()
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
         runs = {
             f"{name}, {engine}": partial(session_run, folder / f"{name}.onnx", engine, wanted.threads, feeds)
             for name in ("float", *names)
-            for engine in ENGINES
+            for engine in (*ENGINES, *([IN_PLACE] if wanted.kind == "text" and not name.startswith("int4") else []))
         }
         exact = runs["float, openvino fp32"]()()
         errors = {name: float(f"{relative_error(make()(), exact):.3g}") for name, make in runs.items()}
