@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper
 from sana_calibration.quantise import quantise
 from sana_reference.config import PRESETS
 from sana_runtime.openvino_graph import ov
@@ -43,6 +44,7 @@ WRITTEN_PASSES = 54 if HALF else 62
 COPIED_PASSES = 12.2 if HALF else 15
 
 MODULES = {"sana_runtime": 12, "sana_runtime.pipeline": 300, "sana_export.cli.main": 60}  # of Python 3.11 here
+MODULES |= {"sana_runtime.openvino_session": 320}
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,18 @@ def test_starting_imports_few_modules(module):
     program = f"import sys; before = len(sys.modules); import {module}; print(len(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= MODULES[module]
+
+
+def test_openvinos_converter_is_there_for_others_but_not_loaded_for_us(tmp_path):
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, ir_version=10), tmp_path / "relu.onnx")
+    program = (
+        "import sys, sana_runtime.openvino_session, openvino; print('openvino.tools.ovc' in sys.modules)\n"
+        f"print(len(openvino.convert_model({str(tmp_path / 'relu.onnx')!r}).inputs))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "1"]
 
 
 def test_bench_scripts_load_engines_through_our_doors():
