@@ -40,12 +40,13 @@ class Profiled(OpenVinoSession):
     def __init__(self, graph: Path, options: SessionOptions) -> None:
         super().__init__(graph, options)
         self._properties["PERF_COUNT"] = "YES"
+        self._pieces = 1  # one request tells of all operations
         self._requests.clear()  # what was compiled before does not count
 
     @property
     def request(self) -> ov.InferRequest:
         """The one that ran last."""
-        return list(self._requests.values())[-1]
+        return list(self._requests.values())[-1][-1]
 
 
 def profile(graph: Path, signature: Signature | None, feeds: dict[str, Any], half: bool, rounds: int) -> dict[str, Any]:

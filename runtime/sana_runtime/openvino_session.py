@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sana_runtime.ahead import workers
 from sana_runtime.compiled_models import CompiledModels, keeping, origin
 from sana_runtime.errors import BackendError, MemoryLimitError, SanaError
 from sana_runtime.onnx_guard import guard
 from sana_runtime.openvino_convolutions import round_convolutions
 from sana_runtime.openvino_graph import ov, read
+from sana_runtime.openvino_halves import halves, side_by_side
 from sana_runtime.rules import printable
 from sana_runtime.session import Arrays, Interrupted, SessionOptions, contiguous
 from sana_runtime.signature import Signature
@@ -26,6 +28,7 @@ EVERY_STEP = "timestep"  # an input of a part that is run many times for one pic
 ROWS = "rows"  # of text
 RECIPE = 6  # another number makes every compiled model that was kept before stale
 WORTH_KEEPING = 0.25  # seconds of compiling
+WORTH_HALVING = 64 << 20  # bytes of weights
 WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}  # a compiled model names the places of its weights in their file
 KEPT = 2  # sizes that stay compiled: guidance halves the batch where it is switched off for some of the steps
 
@@ -46,6 +49,7 @@ def computes_half() -> bool:
 def _properties(options: SessionOptions) -> dict[str, Any]:
     properties: dict[str, Any] = {
         **WITHOUT_WEIGHTS,
+        "ENABLE_CPU_PINNING": False,  # every model's first thread would be tied to the same core
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if options.half_products else "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # only what the graph says is quantised
@@ -88,37 +92,54 @@ class OpenVinoSession:
         self._signature = options.signature if _runs_every_step(options.signature) else None
         self._properties = _properties(options)
         self._int8_convolutions = options.int8_convolutions
-        self._requests: dict[Shapes, ov.InferRequest] = {}
-        self._mapped: dict[Shapes, NDArray[np.uint8]] = {}  # what models that were read back stand on
+        self._requests: dict[Shapes, list[ov.InferRequest]] = {}  # of the whole graph, or of its halves
+        self._mapped: dict[Shapes, list[NDArray[np.uint8]]] = {}  # what models that were read back stand on
         self._running = threading.Event()
         self._interrupted = threading.Event()
         try:
             self._origin = origin(graph)
         except OSError as error:
             raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
-        self._request = self._compiled(()) if self._signature is None else None
+        data = _data_file(graph)
+        heavy = data is not None and data.stat().st_size >= WORTH_HALVING
+        self._pieces = 2 if self._signature and heavy and workers(options.threads) else 1
+        self._request: ov.InferRequest | None = None  # the last one that was started
+        if self._signature is None:
+            self._compiled(())
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Every output by name; raises `Interrupted` when `interrupt` was called meanwhile."""
         self._interrupted.clear()
         self._running.set()
         try:
-            request = self._request = self._compiled(_fitted(self._signature, feeds) if self._signature else ())
-            model = request.get_compiled_model()
-            kinds = {each.get_any_name(): each.get_element_type() for each in model.inputs}
-            whole = {name: feeds[name].astype(np.int64) for name in feeds if kinds.get(name) == ov.Type.i64}
-            request.start_async(contiguous({**feeds, **whole}), share_inputs=True)
-            if self._interrupted.is_set():  # while the graph was compiled
-                request.cancel()
-            request.wait()
+            tensors: dict[str, ov.Tensor] = {}
+            for request in self._compiled(_fitted(self._signature, feeds) if self._signature else ()):
+                tensors = self._run_one(request, feeds, tensors)
         except RuntimeError as error:
             if self._interrupted.is_set():
                 raise Interrupted("the run was cancelled") from None
             raise _translated(error, "OpenVINO stopped") from error
         finally:
             self._running.clear()
+        return {name: tensor.data.copy() for name, tensor in tensors.items()}
+
+    def _run_one(
+        self, request: ov.InferRequest, feeds: Mapping[str, NDArray[Any]], passed: Mapping[str, ov.Tensor]
+    ) -> dict[str, ov.Tensor]:
+        """What the whole graph or a half of it makes of the feeds, and of what the other half has `passed`."""
+        self._request = request
+        model = request.get_compiled_model()
+        kinds = {name: each.get_element_type() for each in model.inputs for name in each.get_names()}
+        for name in kinds.keys() & passed.keys():
+            request.set_tensor(name, passed[name])
+        read = {name: feeds[name] for name in feeds if name in kinds}
+        whole = {name: read[name].astype(np.int64) for name in read if kinds[name] == ov.Type.i64}
+        request.start_async(contiguous({**read, **whole}), share_inputs=True)
+        if self._interrupted.is_set():  # while the graph was compiled, or between its halves
+            request.cancel()
+        request.wait()
         names = [output.get_any_name() for output in model.outputs]
-        return {name: request.get_tensor(name).data.copy() for name in names}
+        return {name: request.get_tensor(name) for name in names}
 
     def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         """Compile for feeds of these shapes, where each size is compiled for itself."""
@@ -132,43 +153,47 @@ class OpenVinoSession:
             if self._request is not None:
                 self._request.cancel()
 
-    def _compiled(self, shapes: Shapes) -> ov.InferRequest:
-        """A request for these shapes; the graph is compiled when they come first, and a few are kept."""
+    def _compiled(self, shapes: Shapes) -> list[ov.InferRequest]:
+        """Requests for these shapes; the graph is compiled when they come first, and a few are kept."""
         try:
-            request = self._requests.pop(shapes, None) or self._ready(shapes).create_infer_request()
+            requests = self._requests.pop(shapes, None) or [
+                model.create_infer_request() for model in self._ready(shapes)
+            ]
         except RuntimeError as error:
             raise _translated(error, f"{self._name}: OpenVINO does not load it") from error
-        self._requests[shapes] = request  # the last one is the youngest
+        self._requests[shapes] = requests  # the last ones are the youngest
         for oldest in list(self._requests)[:-KEPT]:
             del self._requests[oldest]
             self._mapped.pop(oldest, None)
-        return request
+        return requests
 
-    def _ready(self, shapes: Shapes) -> ov.CompiledModel:
-        """The model compiled for these shapes, now or at an earlier start."""
+    def _ready(self, shapes: Shapes) -> list[ov.CompiledModel]:
+        """The models compiled for these shapes, now or at an earlier start."""
         models = CompiledModels() if keeping() else None
-        made_of = self._made_of(shapes)
-        if models and (mapped := models.load(made_of)) is not None:
-            with suppress(RuntimeError):  # then it is compiled, and replaced
-                compiled = self._read_back(mapped)
+        recipes = [self._made_of(shapes, piece) for piece in range(self._pieces)]
+        found = [models.load(recipe) for recipe in recipes] if models else []
+        mapped = [each for each in found if each is not None]
+        if len(mapped) == len(recipes):
+            with suppress(RuntimeError):  # then they are compiled, and replaced
+                compiled = side_by_side(self._read_back, mapped)
+                self._refuse_replaced()
                 self._mapped[shapes] = mapped
                 return compiled
         begun = time.perf_counter()
         compiled = self._compile(shapes)
         if models and time.perf_counter() - begun >= WORTH_KEEPING:
-            with suppress(SanaError):  # without it the next start is slower, no more
+            with suppress(SanaError):  # without them the next start is slower, no more
                 data = _data_file(self._graph)
                 guard(self._graph, {data.name: data.stat().st_size} if data else {})  # no weights anywhere else
-                models.store(made_of, compiled.export_model().getbuffer())
+                for recipe, model in zip(recipes, compiled, strict=True):
+                    models.store(recipe, model.export_model().getbuffer())
         return compiled
 
     def _read_back(self, mapped: NDArray[np.uint8]) -> ov.CompiledModel:
         """A kept model, with the weights that it was compiled with."""
         data = _data_file(self._graph)
         properties = {**self._properties, "WEIGHTS_PATH": str(data)} if data else self._properties
-        compiled = _core().import_model(ov.Tensor(mapped, shared_memory=True), "CPU", properties)
-        self._refuse_replaced()
-        return compiled
+        return _core().import_model(ov.Tensor(mapped, shared_memory=True), "CPU", properties)
 
     @cached_property
     def _model(self) -> ov.Model:
@@ -187,11 +212,12 @@ class OpenVinoSession:
         if origin(self._graph) != self._origin:
             raise BackendError(f"{self._graph} was replaced while it was in use; open it again")
 
-    def _made_of(self, shapes: Shapes) -> dict[str, Any]:
-        """Everything that the compiled model depends on."""
+    def _made_of(self, shapes: Shapes, piece: int) -> dict[str, Any]:
+        """Everything that the compiled model of the graph, or of a half, depends on."""
         machine = [_core().get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
         return {
             "part": Path(self._name).stem,
+            "piece": [piece, self._pieces],
             "graph": self._origin,
             "shapes": [[name, list(shape)] for name, shape in shapes],
             "library": f"openvino {ov.get_version()}, recipe {RECIPE}",
@@ -200,10 +226,11 @@ class OpenVinoSession:
             "int8_convolutions": self._int8_convolutions,
         }
 
-    def _compile(self, shapes: Shapes) -> ov.CompiledModel:
+    def _compile(self, shapes: Shapes) -> list[ov.CompiledModel]:
         if shapes:
             self._model.reshape({name: ov.PartialShape(list(shape)) for name, shape in shapes})
-        return _core().compile_model(self._model, "CPU", self._properties)
+        models = halves(self._model.clone()) if self._pieces > 1 else (self._model,)
+        return side_by_side(lambda model: _core().compile_model(model, "CPU", self._properties), models)
 
 
 def _translated(error: Exception, what: str) -> BackendError | MemoryLimitError:

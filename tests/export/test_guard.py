@@ -114,7 +114,7 @@ def test_depthwise_convolutions_between_int8_products_write_half_the_bytes(part,
 
 
 def compiled(session):
-    (request,) = session._requests.values()
+    ((request,),) = session._requests.values()
     return request.get_compiled_model().get_runtime_model()
 
 

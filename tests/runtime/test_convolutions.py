@@ -76,7 +76,7 @@ def test_only_convolutions_that_keep_the_number_of_channels_are_rounded(graph):
 def test_the_kernels_run_in_int8(graph):
     session = OpenVinoSession(graph, SessionOptions(int8_convolutions=True))
     session.run({"x": pictures()})
-    (request,) = session._requests.values()
+    ((request,),) = session._requests.values()
     nodes = [node.get_rt_info() for node in request.get_compiled_model().get_runtime_model().get_ops()]
     ran = [each["runtimePrecision"].astype(str) for each in nodes if each["layerType"].astype(str) == "Convolution"]
     assert sum(kind in ("i8", "u8") for kind in ran) == 2
