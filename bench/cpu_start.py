@@ -3,12 +3,13 @@
     python bench/cpu_start.py [--depth 28] [--size 512] [--threads 2] [--rounds 5] [--folder out/bench]
     python bench/cpu_start.py --bundle BUNDLE [--size 512] …
 
-The INT8 transformer of `cpu_parts.py step`, or a whole bundle. Every start is a process of its own, ways in turn, files
-in the system's cache. A start is everything that a first run needs and a second does not: imports, opening, reading,
-compiling or reading back, and encoding the prompt. Of a bundle's, the share before the first step is told besides, as
-parts that only come later are loaded beside, and how long a second prompt takes to encode. A bundle also starts with a
-prompt kept from an earlier start, as `generate --keep-prompts` does. Writes docs/measurements/cpu-start.json, or
-cpu-start-bundle.json.
+The INT8 transformer of `cpu_parts.py step`, or a whole bundle. Every start is a process of its own, ways in turn. All
+files are read right before it, libraries included, so that they are in the system's cache: some systems drop what
+nobody has read for seconds. A start is everything that a first run needs and a second does not: imports, opening,
+reading, compiling or reading back, and encoding the prompt. Of a bundle's, the share before the first step is told
+besides, as parts that only come later are loaded beside, and how long a second prompt takes to encode. A bundle also
+starts with a prompt kept from an earlier start, as `generate --keep-prompts` does. Writes
+docs/measurements/cpu-start.json, or cpu-start-bundle.json.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -101,6 +103,7 @@ def _start(
 def measure(chosen: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Medians by way; the first start of each, which writes what later ones read, is told apart."""
     ways = (*WAYS, KEPT) if chosen.bundle else WAYS
+    read = [chosen.bundle or chosen.folder / f"depth{chosen.depth}" / "int8", *libraries()]
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as home:
         for _ in range(1 + chosen.rounds):
@@ -108,10 +111,26 @@ def measure(chosen: argparse.Namespace, arguments: Sequence[str]) -> dict[str, A
                 homes = {"XDG_CACHE_HOME": f"{home}/cache", "XDG_DATA_HOME": f"{home}/data"}
                 environment = {**os.environ, **homes, "SANA_EXPORT_COMPILED": "off" if way == ANEW else "on"}
                 command = [sys.executable, __file__, *arguments, "--here", way]
+                fill_cache(*read, Path(home))
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
                 runs[way].append(json.loads(done.stdout.splitlines()[-1]))
         kept = sum(file.stat().st_size for file in Path(home).rglob("*.model"))
     return {"kept_bytes": kept, "ways": {way: _summary(each) for way, each in runs.items()}}
+
+
+def libraries() -> list[Path]:
+    """Folders of what a start imports that is large."""
+    found = [find_spec(name) for name in ("numpy", "openvino", "onnxruntime")]
+    return [Path(each.origin).parent for each in found if each is not None and each.origin]
+
+
+def fill_cache(*folders: Path) -> None:
+    """Read every file there."""
+    for folder in folders:
+        for file in filter(Path.is_file, folder.rglob("*")):
+            with file.open("rb") as stream:
+                while stream.read(1 << 24):
+                    pass
 
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -159,7 +159,8 @@ def test_openvino_runs_every_chosen_product_in_int8(tiny, tmp_path, save):
     model = ir.load(tiny / "transformer.onnx")
     quantise(model)
     session = open_session(save(model, tmp_path / "int8.onnx"), Device.CPU, SessionOptions())
-    compiled = session._request.get_compiled_model()
+    ((request,),) = session._requests.values()
+    compiled = request.get_compiled_model()
     nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     ran = Counter(
         (node["primitiveType"].astype(str).rpartition("_")[2], node["runtimePrecision"].astype(str))
